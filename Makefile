@@ -1,0 +1,55 @@
+# Everything below makes its own virtual environment in .venv first; nothing else has to be installed by hand but
+# Python 3.11+ with venv and make (Debian: apt-get install python3-venv make).
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+ONLY ?=
+
+.PHONY: help demo test test-fast test-chaos check format bench sim docs clean dev
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: python3 -m venv failed; on Debian run: apt-get install python3-venv" >&2; exit 1; }
+	@echo "installing nanopod and its development tools into $(VENV) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . $$($(BIN)/python -c "import tomllib; print(' '.join(repr(d) for d in tomllib.load(open('pyproject.toml','rb'))['dependency-groups']['dev']))")
+	@touch $(STAMP)
+
+dev: $(STAMP)  ## make the virtual environment only
+
+demo: $(STAMP)  ## the whole story in three minutes: a cloud, an app, a model, a killed worker, the bill
+	@$(BIN)/python examples/demo.py $(ARGS)
+
+test: $(STAMP)  ## every test but the minutes-long chaos rounds
+	@$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+
+test-fast: $(STAMP)  ## unit and property tests only
+	@$(BIN)/python -m pytest -m "not integration and not e2e and not chaos and not slow" $(ARGS)
+
+test-chaos: $(STAMP)  ## a hundred rounds of killing random processes under load
+	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)
+
+check: $(STAMP)  ## style, types, import contracts
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest tests/unit/house
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: $(STAMP)  ## ratios to a yardstick of the same run; ONLY=name runs one
+	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
+
+sim: $(STAMP)  ## replay the scaling rule on a synthetic day of requests
+	@$(BIN)/python -m bench.scaling $(ARGS)
+
+docs: $(STAMP)  ## check that the documents' commands and links hold
+	@$(BIN)/python -m pytest tests/unit/house/test_docs.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build dist

@@ -1,0 +1,70 @@
+"""What a user's file registers while it is imported: functions and contexts, by deployment name.
+
+The SDK writes here, the worker reads here; so neither room needs the other. Holds live Python objects, never travels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from nanopod.model.endpoint import FunctionSpec
+
+
+@dataclass(slots=True)
+class RegisteredFunction:
+    """A function decorated with `@app.remote`.
+
+    `benchmark_dataset` holds keyword arguments per run (one is drawn at random), `benchmark_generator` makes them.
+    `workload` maps the bound arguments to units of load.
+    """
+
+    spec: FunctionSpec
+    call: Callable[..., Any]
+    benchmark_dataset: list[dict[str, Any]] | None = None
+    benchmark_generator: Callable[[], dict[str, Any]] | None = None
+    benchmark_runs: int = 10
+    workload: Callable[..., float] | None = None
+
+
+@dataclass(slots=True)
+class RegisteredContext:
+    """A class decorated with `@app.context(...)`: built as `cls(*args, **kwargs)`, entered after those it `needs`."""
+
+    cls: type
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[type, ...] = ()
+    snapshot: bool = False
+
+
+@dataclass(slots=True)
+class App:
+    """Everything one deployment registered. `entered` maps a context class to what its `__aenter__` returned."""
+
+    name: str
+    functions: dict[str, RegisteredFunction] = field(default_factory=dict)
+    contexts: dict[type, RegisteredContext] = field(default_factory=dict)
+    entered: dict[type, Any] = field(default_factory=dict)
+
+
+apps: dict[str, App] = {}
+"""By deployment name; a deployment not yet bound to a file is found under the empty name."""
+
+
+@dataclass(slots=True)
+class CallContext:
+    """The call that is running here, for code inside a remote function. Set `cancelled` stops polite loops."""
+
+    call_id: str
+    attempt: int = 1
+    endpoint: str = ""
+    function: str = ""
+    timeout_s: float = 0.0
+    cancelled: bool = False
+
+
+current: ContextVar[CallContext | None] = ContextVar("nanopod_current_call", default=None)
+"""The running call; None outside a remote function."""

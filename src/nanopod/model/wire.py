@@ -1,0 +1,213 @@
+"""Messages between a gateway process, the server and a node agent, over one long-lived link each.
+
+Truth is level-triggered: tables and `Wanted` are whole snapshots with a version, so a lost link costs latency only.
+The transport (length-prefixed msgpack over a unix socket) is `nanopod.drivers.link.messages`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from nanopod.model.capacity import Node, Sku
+from nanopod.model.endpoint import Failure, FunctionSpec, InstanceSpec, ObservedInstance
+
+
+class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
+    """Base of all messages."""
+
+
+# --- rows of the tables that the server pushes to gateways ---
+
+
+class KeyRow(msgspec.Struct, frozen=True):
+    """A key that may be used now. The secret is known only by its HMAC."""
+
+    key_id: str
+    workspace_id: str
+    scopes: tuple[str, ...] = ("admin",)
+    """`admin`: everything; `call`: inference and function calls only; `read`: management reads."""
+    endpoints: tuple[str, ...] | None = None
+    """Endpoint names this key may call; None: all of the workspace."""
+    expires_at: float | None = None
+
+
+class RouteRow(msgspec.Struct, frozen=True):
+    """An endpoint as the request path sees it."""
+
+    endpoint_id: str
+    workspace_id: str
+    name: str
+    tag: str
+    kind: str
+    revision_id: str
+    model_ids: tuple[str, ...] = ()
+    functions: dict[str, FunctionSpec] = {}
+    timeout_s: float = 600.0
+    wait_s_max: float = 600.0
+    created_at: int = 0
+    phase_text: str = ""
+    """What a waiting caller is told, such as `starting 1 worker`."""
+    failure: Failure | None = None
+    """Set when no worker of the current revision can start: waiting calls fail with it at once."""
+
+
+class WorkerRow(msgspec.Struct, frozen=True):
+    """An instance that may hold a link. `token_digest` is the SHA-256 (hex) of its join token."""
+
+    instance_id: str
+    endpoint_id: str
+    revision_id: str
+    epoch: int
+    slots: int
+    token_digest: str
+    draining: bool = False
+    doomed_at: float | None = None
+    latency_class: str = "lan"
+
+
+# --- gateway <-> server ---
+
+
+class GatewayHello(Message, frozen=True, tag="gateway_hello"):
+    """A gateway process introduces itself."""
+
+    gateway_id: str
+    pid: int
+    addresses: tuple[str, ...] = ()
+    """Where workers may dial it: `unix:/path` or `tcp:host:port`, best first."""
+
+
+class Tables(Message, frozen=True, tag="tables"):
+    """Everything a gateway needs, at one version. Keys are indexed by the HMAC-SHA-256 (hex) of the whole key."""
+
+    version: int
+    pepper: bytes
+    keys: dict[str, KeyRow]
+    routes: dict[str, RouteRow]
+    workers: dict[str, WorkerRow]
+
+
+class Demand(Message, frozen=True, tag="demand"):
+    """Somebody waits at an endpoint that has no ready worker: scale from zero now."""
+
+    endpoint_id: str
+    waiting: int = 1
+
+
+class EndpointSample(msgspec.Struct, frozen=True, array_like=True):
+    """One second at one endpoint, as one gateway process saw it."""
+
+    endpoint_id: str
+    concurrency: float
+    """Mean number of requests in flight or waiting."""
+    requests: int
+    parked: int
+    in_flight: int
+    workload: float = 0.0
+
+
+class Samples(Message, frozen=True, tag="samples"):
+    """Per-second signals; an endpoint that is not named saw nothing."""
+
+    at: float
+    endpoints: list[EndpointSample]
+
+
+class WorkerState(Message, frozen=True, tag="worker_state"):
+    """A worker's link came, changed or went."""
+
+    instance_id: str
+    epoch: int
+    linked: bool
+    ready: bool
+    in_flight: int = 0
+    perf: float | None = None
+    """Measured workload per second, when the worker knows it."""
+    detail: str = ""
+
+
+class MeterRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One finished (or partly delivered) request. `record_id` makes posting idempotent. Times are Unix seconds."""
+
+    record_id: str
+    request_id: str
+    workspace_id: str
+    key_id: str
+    endpoint_id: str
+    revision_id: str
+    instance_id: str
+    kind: str
+    """`chat`, `completion`, `embedding` or `call`."""
+    status: int
+    prompt_tokens: int
+    completion_tokens: int
+    compute_us: int
+    t_arrival: float
+    t_first: float
+    t_end: float
+    moves: int = 0
+    function: str = ""
+
+
+class MeterSegment(Message, frozen=True, tag="meter_segment"):
+    """Records from a gateway's spool, oldest first."""
+
+    segment_id: str
+    records: list[MeterRecord]
+
+
+class MeterAck(Message, frozen=True, tag="meter_ack"):
+    """The segment is committed: the gateway may forget it."""
+
+    segment_id: str
+
+
+# --- node agent <-> server ---
+
+
+class AgentHello(Message, frozen=True, tag="agent_hello"):
+    """An agent introduces its machine and says what it runs."""
+
+    machine_id: str
+    boot_id: str
+    version: str
+    nodes: list[Node]
+    skus: list[Sku]
+    instances: list[ObservedInstance]
+    inventory: dict[str, Any] = {}
+
+
+class AgentWelcome(Message, frozen=True, tag="agent_welcome"):
+    """The server's answer."""
+
+    lease_s: float = 60.0
+
+
+class Wanted(Message, frozen=True, tag="wanted"):
+    """The whole set of instances this machine shall run; the agent converges. Older generations are refused."""
+
+    generation: int
+    instances: list[InstanceSpec]
+    gateways: tuple[str, ...] = ()
+    """Addresses workers dial, as in GatewayHello."""
+
+
+class Observed(Message, frozen=True, tag="observed"):
+    """The whole truth of the machine now, sent at each change and at least every 5 s."""
+
+    instances: list[ObservedInstance]
+
+
+class Heartbeat(Message, frozen=True, tag="heartbeat"):
+    """Every 5 s. `load` is the 1-minute load average, memory in bytes."""
+
+    load: float = 0.0
+    memory_free: int = 0
+
+
+AnyMessage = (
+    GatewayHello | Tables | Demand | Samples | WorkerState | MeterSegment | MeterAck
+    | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
+)  # fmt: skip

@@ -1,0 +1,1 @@
+"""Deployments that the benchmarks call."""

@@ -1,0 +1,15 @@
+"""The smallest deployment: one function that does nothing worth waiting for."""
+
+from __future__ import annotations
+
+from nanopod import Deployment
+
+app = Deployment(name="bench-square")
+app.image("python")
+app.configure_autoscaling(cold_workers=1, max_workers=1, min_load=1)
+
+
+@app.remote(concurrency=32)
+async def square(x: int) -> int:
+    """x squared."""
+    return x * x

@@ -14,7 +14,7 @@ help:  ## this list
 $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: python3 -m venv failed; on Debian run: apt-get install python3-venv" >&2; exit 1; }
 	@echo "installing nanopod and its development tools into $(VENV) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -e . $$($(BIN)/python -c "import tomllib; print(' '.join(repr(d) for d in tomllib.load(open('pyproject.toml','rb'))['dependency-groups']['dev']))")
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	@touch $(STAMP)
 
 dev: $(STAMP)  ## make the virtual environment only

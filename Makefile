@@ -46,7 +46,7 @@ bench: $(STAMP)  ## ratios to a yardstick of the same run; ONLY=name runs one
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
 sim: $(STAMP)  ## replay the scaling rule on a synthetic day of requests
-	@$(BIN)/python -m bench.scaling $(ARGS)
+	@$(BIN)/nanopod sim $(ARGS)
 
 docs: $(STAMP)  ## check that the documents' commands and links hold
 	@$(BIN)/python -m pytest tests/unit/house/test_docs.py $(ARGS)

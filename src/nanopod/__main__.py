@@ -12,6 +12,7 @@ CLOUD: dict[str, tuple[str, str]] = {
     "down": ("nanopod.server.down", "stop it; running requests finish first"),
     "status": ("nanopod.server.status", "what runs here, and is it well"),
     "logs": ("nanopod.server.logs", "what its processes and instances wrote"),
+    "sim": ("nanopod.sim.command", "replay requests against the scaling rule on a simulated clock"),
 }
 """Verbs of the cloud itself; those of its users come from `nanopod.client.cli.COMMANDS`."""
 

@@ -1,0 +1,1 @@
+"""The wind tunnel: the product's own decisions on a simulated clock."""

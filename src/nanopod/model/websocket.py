@@ -137,7 +137,7 @@ def encode_close(code: int = NORMAL, reason: str = "", mask: bytes | None = None
 
 
 def close_code(payload: bytes) -> tuple[int, str]:
-    """(status, reason) of a close frame's payload; 1005 when it has none. Raises `ProtocolError` for impossible ones."""
+    """(status, reason) of a close frame's payload; 1005 when it has none. Raises `ProtocolError` for a wrong one."""
     if not payload:
         return 1005, ""
     if len(payload) == 1:
@@ -250,7 +250,7 @@ class Parser:
         if opcode > BINARY:
             raise ProtocolError(f"opcode {opcode} is reserved")
         if (opcode == CONTINUATION) is (self._opcode == 0):
-            raise ProtocolError("a continuation without a beginning" if self._opcode == 0 else "a message inside another")
+            raise ProtocolError("a continuation has no beginning" if opcode == 0 else "a message inside another")
         if self._part_bytes + len(payload) > self._max:
             raise ProtocolError(f"a message is above the limit of {self._max} bytes", TOO_BIG)
         if len(self._parts) >= 65536:

@@ -1,0 +1,19 @@
+"""`nanopod deployments list|get`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nanopod.client.cli import rows, show
+
+COLUMNS: Final[list[show.Column]] = [
+    ("ID", show.field("id")),
+    ("ENDPOINT", lambda row: row.get("endpoint") or row.get("endpoint_name") or row.get("endpoint_id")),
+    ("REVISION", show.field("revision_id")),
+    ("TARGET", lambda row: row.get("target_instance_count", row.get("target"))),
+    ("STATUS", show.field("status")),
+    ("CREATED", show.moment("created_at")),
+]
+NOUN: Final = rows.Noun("deployment", "/v1/deployments", COLUMNS, "no deployments; make an endpoint first")
+configure = NOUN.configure
+run = NOUN.run

@@ -1,0 +1,123 @@
+"""`nanopod endpoints list|get|wait|delete`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nanopod.client.api import Api, segment
+from nanopod.client.cli import deploy, serve, show
+from nanopod.client.cli.instances import COLUMNS as INSTANCE_COLUMNS
+from nanopod.model.errors import NanopodError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Verbs of `nanopod endpoints`."""
+    verbs = show.add_verbs(
+        parser,
+        {
+            "list": "list all endpoints",
+            "get": "show one endpoint, and why it has the workers it has",
+            "wait": "wait until an endpoint has a ready worker",
+            "delete": "delete an endpoint; running requests finish first",
+        },
+    )
+    for verb in ("get", "wait", "delete"):
+        verbs[verb].add_argument("name", metavar="NAME", help="an id, a name, or name:tag")
+    verbs["wait"].add_argument("--timeout", type=float, default=900.0, metavar="S", help="default: 900")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the verb says."""
+    api = show.api_of(args)
+    if args.action == "list":
+        rows = list(api.items("/v1/endpoints"))
+        if args.json:
+            show.print_json(rows)
+        else:
+            show.print_rows(rows, COLUMNS, empty="no endpoints; make one with `nanopod serve` or `nanopod deploy`")
+        return 0
+    path = f"/v1/endpoints/{segment(args.name)}"
+    if args.action == "delete":
+        answer = api.delete(path)
+        if args.json:
+            show.print_json(answer or {"deleted": True})
+        else:
+            print(f"{args.name} is deleted")
+        return 0
+    if args.action == "wait":
+        return _wait(api, args)
+    found = api.get(path)
+    if args.json:
+        show.print_json(found)
+    else:
+        describe(found)
+    return 0
+
+
+def describe(found: dict[str, Any]) -> None:
+    """An endpoint for people: what, why, its workers, its failure."""
+    failure = found.get("failure") or {}
+    scale = found.get("scale") or {}
+    show.print_facts(
+        [
+            ("endpoint", f"{found.get('name')}:{found.get('tag')}  {found.get('id')}"),
+            ("kind", found.get("kind")),
+            ("status", found.get("status")),
+            (
+                "workers",
+                f"{found.get('ready_instance_count', 0)} ready of {found.get('target_instance_count', 0)} wanted",
+            ),
+            ("why", "\n".join(map(str, found.get("reasons") or ()))),
+            ("functions", [f.get("name") if isinstance(f, dict) else f for f in found.get("functions") or ()]),
+            ("models", found.get("model_ids")),
+            ("revision", found.get("revision_id")),
+            ("label", found.get("version_label")),
+            ("scale", " ".join(f"{name}={show.text(value)}" for name, value in scale.items() if value is not None)),
+            ("created", show.when(found.get("created_at"))),
+            ("updated", show.when(found.get("updated_at"))),
+        ]
+    )
+    if failure:
+        print()
+        show.print_facts(
+            [
+                ("failed in", failure.get("stage")),
+                ("error", f"{failure.get('type_name') or 'Error'}: {failure.get('message')}"),
+                ("traceback", str(failure.get("traceback") or "").rstrip()),
+                ("log", str(failure.get("log_tail") or "").rstrip()),
+            ]
+        )
+    if found.get("instances"):
+        print()
+        show.print_rows(found["instances"], INSTANCE_COLUMNS, empty="")
+
+
+def _wait(api: Api, args: argparse.Namespace) -> int:
+    from nanopod.client.deploying import wait_endpoint
+
+    try:
+        with serve.waiting(args.name, quiet=args.json) as progress:
+            found = wait_endpoint(api, args.name, args.timeout, progress=progress)
+    except NanopodError as error:
+        return deploy.failed(error)
+    if args.json:
+        show.print_json(found)
+    else:
+        print(f"{args.name} is {found.get('status')}")
+    return 0
+
+
+def _workers(row: Any) -> str:
+    return f"{row.get('ready_instance_count', 0)}/{row.get('target_instance_count', 0)}"
+
+
+COLUMNS: list[show.Column] = [
+    ("NAME", lambda row: row.get("name") if row.get("tag") == "default" else f"{row.get('name')}:{row.get('tag')}"),
+    ("KIND", show.field("kind")),
+    ("STATUS", show.field("status")),
+    ("READY", _workers),
+    ("MODELS", show.field("model_ids")),
+    ("ID", show.field("id")),
+    ("CREATED", show.moment("created_at")),
+]

@@ -1,0 +1,237 @@
+"""A remote function as its caller sees it: arguments are bound here, the body runs on a worker.
+
+| form | does |
+| --- | --- |
+| `await f(x)` | the call; a missing argument is a TypeError here |
+| `async for item in g(x)`, `for item in g(x)` | the items of a generator |
+| `f.remote(x)`, `await f.remote.aio(x)` | blocking form and its twin |
+| `f.local(x)` | in this process |
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
+
+from nanopod.client import background
+from nanopod.model.endpoint import CALL_TIMEOUT_S, QUEUE_TIMEOUT_S, FunctionSpec
+from nanopod.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from nanopod.client.calling import RemoteItems
+    from nanopod.client.sdk import Deployment, Route
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+PARALLEL_REQUESTS: Final = 10
+"""What `allow_parallel_requests=True` means."""
+
+
+@dataclass(slots=True)
+class Options:
+    """What `@app.remote(...)` was given. Times in seconds; `concurrency` None: the default of its kind."""
+
+    concurrency: int | None = None
+    idempotent: bool = False
+    timeout: float = CALL_TIMEOUT_S
+    queue_timeout: float = QUEUE_TIMEOUT_S
+    max_queue_time: float = 30.0
+    priority: int = 0
+    workload: Callable[..., float] | None = None
+    wants_payload: bool = False
+    warned: bool = False
+
+    def check(self, name: str) -> None:
+        """Raise `Invalid` for an impossible option."""
+        if self.concurrency is not None and (type(self.concurrency) is not int or not 1 <= self.concurrency <= 10_000):
+            raise Invalid(f"{name}: concurrency is from 1 to 10000, not {self.concurrency!r}", field="concurrency")
+        for field in ("timeout", "queue_timeout", "max_queue_time"):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 7 * 86_400:
+                raise Invalid(
+                    f"{name}: {field} is a number of seconds above 0 (at most a week), not {value!r}", field=field
+                )
+        if type(self.priority) is not int:
+            raise Invalid(f"{name}: priority is a whole number, not {self.priority!r}", field="priority")
+        if self.workload is not None and not callable(self.workload):
+            raise Invalid(f"{name}: workload_calculator is a function of the arguments", field="workload_calculator")
+
+
+class BoundFunction:
+    """What a call needs to know of its function; shared by all its forms."""
+
+    on_state: Any = None
+
+    def __init__(self, app: Deployment, name: str, function: Callable[..., Any] | None, options: Options) -> None:
+        self.app = app
+        self.name = name
+        self.function = function
+        self.options = options
+        self.module = function.__module__ if function is not None else ""
+        self._signature = inspect.signature(function) if function is not None else None
+        self._defaults: tuple[Any, ...] | None = None
+        self._required = 0
+        if self._signature is not None:
+            parameters = list(self._signature.parameters.values())
+            if all(parameter.kind is parameter.POSITIONAL_OR_KEYWORD for parameter in parameters):
+                self._defaults = tuple(p.default for p in parameters if p.default is not p.empty)
+                self._required = len(parameters) - len(self._defaults)
+            if options.workload is not None:
+                options.wants_payload = (
+                    list(inspect.signature(options.workload).parameters) == ["payload"]
+                    and "payload" not in self._signature.parameters
+                )
+
+    def bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments in their places, defaults filled in. Raises TypeError as the function itself would."""
+        if self._signature is None:
+            return args, kwargs
+        if self._defaults is not None and not kwargs:
+            extra = len(args) - self._required
+            if 0 <= extra <= len(self._defaults):
+                return args + self._defaults[extra:], kwargs
+        try:
+            bound = self._signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}(): {error}") from None
+        bound.apply_defaults()
+        return bound.args, bound.kwargs
+
+    def named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Bound arguments by parameter name."""
+        if self._signature is None:
+            return {**{str(index): value for index, value in enumerate(args)}, **kwargs}
+        return dict(self._signature.bind(*args, **kwargs).arguments)
+
+    def route(self) -> Route | None:
+        """Where calls go, when that is known already."""
+        return self.app._route
+
+    async def make_ready(self) -> Route:
+        """Where calls go; in local and client mode this may deploy or connect first."""
+        import asyncio
+
+        return await asyncio.to_thread(self.app._route_now)
+
+    def revive(self, route: Route) -> Route:
+        """Where calls go now: a local cloud that ended is started again."""
+        return self.app._revive(route)
+
+    def kind(self) -> str:
+        """How the function runs: `async`, `sync`, `generator` or `async_generator`."""
+        return kind_of(self.function) if self.function is not None else "async"
+
+    def spec(self, default_concurrency: int) -> FunctionSpec:
+        """The plain value that travels."""
+        options, kind = self.options, self.kind()
+        asynchronous = kind in ("async", "async_generator")
+        registered = self.app._app.functions.get(self.name)
+        benchmark = registered is not None and bool(registered.benchmark_dataset or registered.benchmark_generator)
+        return FunctionSpec(
+            name=self.name,
+            kind=kind,  # type: ignore[arg-type]
+            concurrency=options.concurrency or (default_concurrency if asynchronous else 1),
+            idempotent=options.idempotent,
+            timeout_s=float(options.timeout),
+            queue_timeout_s=float(options.queue_timeout),
+            max_queue_time_s=float(options.max_queue_time),
+            benchmark=benchmark,
+        )
+
+
+class Blocking(Generic[P, R]):
+    """`f.remote`: the call as a plain function, and `aio`, the same to await."""
+
+    def __init__(self, call: Callable[P, Coroutine[Any, Any, R]], name: str) -> None:
+        self.aio = call
+        self._name = name
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the call and wait for its value."""
+        if background.in_loop():
+            raise background.BlockingCallInLoop(
+                f"{self._name}.remote() would block the event loop that runs here; write: await {self._name}(...)"
+            )
+        return background.run(self.aio(*args, **kwargs))
+
+
+class RemoteFunction(Generic[P, R]):
+    """A function that runs on a worker when called."""
+
+    def __init__(self, bound: BoundFunction) -> None:
+        self._bound = bound
+        self._call: Callable[..., Coroutine[Any, Any, Any]] | None = None
+        self.__name__ = bound.name
+        self.remote: Blocking[P, R] = Blocking(self.__call__, bound.name)
+        if bound.function is not None:
+            functools.update_wrapper(self, bound.function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
+        """A coroutine of the remote call. Raises TypeError for wrong arguments, `NotReady` before `ensure_ready()`."""
+        bound = self._bound
+        places, names = bound.bind(args, kwargs)
+        if bound.app._route is None:
+            bound.app._check_callable()
+        if self._call is None:
+            from nanopod.client import calling
+
+            self._call = calling.call
+        return self._call(bound, places, names)
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """Run it in this process; a coroutine for `async def` functions. Contexts it names are entered here."""
+        return _local(self._bound, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<remote function {self._bound.name} of {self._bound.app.name or 'an unbound deployment'}>"
+
+
+class RemoteGenerator(Generic[P, R]):
+    """A generator function that runs on a worker; calling it gives an iterator of its items."""
+
+    def __init__(self, bound: BoundFunction) -> None:
+        self._bound = bound
+        self.__name__ = bound.name
+        if bound.function is not None:
+            functools.update_wrapper(self, bound.function)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> RemoteItems:
+        """An iterator for `async for` or `for`. Raises as calling a remote function does."""
+        bound = self._bound
+        places, names = bound.bind(args, kwargs)
+        if bound.app._route is None:
+            bound.app._check_callable()
+        from nanopod.client.calling import RemoteItems
+
+        return RemoteItems(bound, places, names)
+
+    remote = stream = __call__
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> Any:
+        """The generator itself, in this process."""
+        return _local(self._bound, args, kwargs)
+
+    def __repr__(self) -> str:
+        return f"<remote generator {self._bound.name} of {self._bound.app.name or 'an unbound deployment'}>"
+
+
+def kind_of(function: Callable[..., Any]) -> str:
+    """How a function runs: `async`, `sync`, `generator` or `async_generator`."""
+    if inspect.isasyncgenfunction(function):
+        return "async_generator"
+    if inspect.isgeneratorfunction(function):
+        return "generator"
+    return "async" if inspect.iscoroutinefunction(function) else "sync"
+
+
+def _local(bound: BoundFunction, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if bound.function is None:
+        raise Invalid(f"{bound.name} is known by name only here; its code is not at hand for .local()")
+    from nanopod.client import contexts
+
+    places, names = bound.bind(args, kwargs)
+    return contexts.call_local(bound.function, bound.app._app, places, names)

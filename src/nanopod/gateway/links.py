@@ -1,0 +1,387 @@
+"""The gateway's end of a worker link: frames in, frames out, and the truth about one worker's life.
+
+The worker dialled us (gateways reach workers behind any NAT this way). A link that is quiet for three pings is closed;
+its jobs then hear `on_link_lost` and decide for themselves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, cast
+
+import msgspec
+
+from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.wheel import Timed
+from nanopod.model import frames
+from nanopod.model.wire import WorkerRow, WorkerState
+
+if TYPE_CHECKING:
+    from nanopod.gateway.process import Gateway
+
+PING_S: Final = 2.0
+MISSES_MAX: Final = 3
+WINDOW_BYTES: Final = 262_144
+CREDIT_BYTES: Final = 65_536
+"""Credit is given back in steps of at least this much."""
+REFUSED_S: Final = 0.05
+"""A worker that handed a job back gets no other one for so long."""
+HELLO_S_MAX: Final = 10.0
+WRITE_BACKLOG_MAX: Final = 256 << 20
+
+_U32: Final = Struct(">I")
+_U16: Final = Struct(">H")
+_pack: Final = frames.HEADER.pack
+_json: Final = msgspec.json.Encoder().encode
+_log = logging.getLogger(__name__)
+
+
+class Capability(msgspec.Struct, frozen=True):
+    """What the worker's engine can promise."""
+
+    continuation: str = "none"
+    seed: bool = False
+    token_ids: bool = False
+    engine: str = ""
+
+
+class HeldCall(msgspec.Struct, frozen=True):
+    """A remote call that the worker still has from before this link."""
+
+    id: str
+    started: bool = False
+    done: bool = False
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """First frame of a worker."""
+
+    instance_id: str
+    epoch: int
+    endpoint_id: str
+    revision: str
+    slots: int
+    protocol: int = frames.PROTOCOL
+    ready: bool = False
+    draining: bool = False
+    engine: str = ""
+    capability: Capability = Capability()
+    calls: list[HeldCall] = []
+
+
+class State(msgspec.Struct, frozen=True):
+    """The worker's state when it changed."""
+
+    ready: bool = False
+    slots: int | None = None
+    in_flight: int = 0
+    draining: bool = False
+    doomed_at: float | None = None
+    perf: float | None = None
+    detail: str = ""
+
+
+_decode_hello: Final = msgspec.json.Decoder(Hello).decode
+_decode_state: Final = msgspec.json.Decoder(State).decode
+
+
+def admit(workers: dict[str, WorkerRow], instance_id: str, epoch: str, token: str) -> int:
+    """The HTTP status a dialling worker gets: 101, 403 (unknown yet, or wrong token) or 410 (an older epoch: fenced)."""
+    row = workers.get(instance_id)
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    if row is None or not epoch.isascii() or not epoch.isdigit() or int(epoch) > row.epoch:
+        return 403
+    if int(epoch) < row.epoch:
+        return 410
+    return 101 if hmac.compare_digest(digest, row.token_digest) else 403
+
+
+class WorkerLink(asyncio.Protocol, Timed):
+    """One linked worker. Speaks from 101 on."""
+
+    __slots__ = (
+        "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until", "_release", "_seen",
+        "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine", "epoch", "greeted",
+        "in_flight", "instance_id", "perf", "pool", "ready", "revision_id", "slots", "state_detail", "usable",
+    )  # fmt: skip
+
+    def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
+        Timed.__init__(self)
+        self._gw = gateway
+        self._reader = frames.FrameReader()
+        self._transport: asyncio.Transport | None = None
+        self._streams: dict[int, Job] = {}
+        self._next = 1
+        self._out: list[bytes] = []
+        self._dirty = False
+        self._pings = 0
+        self._seen = gateway.now
+        self._refused_until = 0.0
+        self._release: list[bytes] = []
+        self._by_function: dict[str, int] = {}
+        self.pool = pool
+        self.instance_id = row.instance_id
+        self.epoch = row.epoch
+        self.revision_id = row.revision_id
+        self.slots = row.slots
+        self.doomed_at = row.doomed_at
+        self.draining = row.draining
+        self.engine = ""
+        self.continuation = "none"
+        self.in_flight = 0
+        self.perf: float | None = None
+        self.state_detail = ""
+        self.greeted = False
+        self.ready = False
+        self.usable = False
+        """Ready, not draining and known to the tables: takes new work."""
+        self.closed = False
+
+    # --- what pools and jobs ask ---
+
+    def has_room(self, job: Job, now: float) -> bool:
+        """True when a slot, and one of the job's function, is free."""
+        if self.in_flight >= self.slots or now < self._refused_until:
+            return False
+        return not job.function or self._by_function.get(job.function, 0) < job.concurrency
+
+    def open(self, job: Job, head: bytes, body: bytes, *, end: bool = True) -> int:
+        """Open a stream for `job`; its number. The OPEN frame leaves with this pass."""
+        stream = self._next
+        self._next = stream + 1
+        self._streams[stream] = job
+        self.in_flight += 1
+        function = job.function
+        if function:
+            self._by_function[function] = self._by_function.get(function, 0) + 1
+        job.link = self
+        job.stream = stream
+        size = 2 + len(head) + len(body)
+        self._write(
+            b"".join(
+                (
+                    _pack(size, stream, frames.OPEN, frames.FLAG_END if end else 0, job.epoch & 0xFFFF),
+                    _U16.pack(len(head)),
+                    head,
+                    body,
+                )
+            )
+        )
+        return stream
+
+    def data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
+        """More of a request body, or a frame for a running call."""
+        self._write(_pack(len(payload), stream, frames.DATA, frames.FLAG_END if end else 0, 0) + payload)
+
+    def window(self, stream: int, credit: int) -> None:
+        """Let the worker send `credit` further bytes on a stream."""
+        self._write(_pack(4, stream, frames.WINDOW, 0, 0) + _U32.pack(credit))
+
+    def reset(self, job: Job, code: int, text: str = "") -> None:
+        """End a job's stream from this side and free its slot."""
+        stream = job.stream
+        if self._streams.get(stream) is job:
+            self._write(frames.pack_reset(stream, code, text, job.epoch & 0xFFFF))
+            self.close_stream(job)
+
+    def close_stream(self, job: Job) -> None:
+        """The job's stream is over: free its slot."""
+        if self._streams.pop(job.stream, None) is not job:
+            return
+        self.in_flight -= 1
+        function = job.function
+        if function:
+            self._by_function[function] -= 1
+        job.link = None
+        job.stream = 0
+        self.pool.released()
+
+    def refused(self) -> None:
+        """The worker handed a job back: give it a moment."""
+        self._refused_until = self._gw.now + REFUSED_S
+
+    def release(self, call_id: bytes) -> None:
+        """The worker may forget this call's result; sent in batches."""
+        if not self._release:
+            self._gw.releasing.append(self)
+        self._release.append(call_id)
+
+    def flush_releases(self) -> None:
+        """Send the RELEASE frames that are due."""
+        while self._release:
+            batch, self._release = self._release[:4096], self._release[4096:]
+            self._write(frames.pack(frames.RELEASE, 0, b"".join(batch)))
+
+    def jobs(self) -> list[Job]:
+        """Jobs with an open stream here."""
+        return list(self._streams.values())
+
+    def row_changed(self, row: WorkerRow | None) -> None:
+        """The tables say something new about this worker; None: it is not known any more and gets no new work."""
+        if row is None:
+            self.usable = False
+            return
+        if row.doomed_at is not None:
+            self.doomed_at = row.doomed_at
+        self.usable = self.ready and not self.draining and not row.draining
+
+    def _write(self, data: bytes) -> None:
+        self._out.append(data)
+        if not self._dirty:
+            self._dirty = True
+            self._gw.dirty.append(self)
+
+    def flush(self) -> None:
+        """Send what this pass produced, with one write."""
+        self._dirty = False
+        out, self._out = self._out, []
+        transport = self._transport
+        if transport is None or self.closed:
+            return
+        transport.write(b"".join(out) if len(out) > 1 else out[0])
+        if transport.get_write_buffer_size() > WRITE_BACKLOG_MAX:
+            self.lose("the worker does not read")
+
+    # --- the wire ---
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Taken over from the HTTP protocol after 101."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=1 << 20)
+        self._gw.wheel.at(self, self._gw.now + HELLO_S_MAX)
+
+    def data_received(self, data: bytes) -> None:
+        """A read's worth of frames; everything they cause leaves in one pass."""
+        gw = self._gw
+        gw.now = self._seen = gw.loop.time()
+        self._pings = 0
+        try:
+            for kind, stream, flags, epoch, payload in self._reader.feed(data):
+                if stream:
+                    job = self._streams.get(stream)
+                    if job is not None:
+                        job.on_frame(kind, flags, epoch, payload)
+                    else:
+                        gw.counters["frames_unknown_stream"] += 1
+                else:
+                    self._link_frame(kind, flags, payload)
+                if self.closed:
+                    break
+        except (frames.ProtocolError, msgspec.MsgspecError, ValueError) as error:
+            self.lose(f"protocol error: {error}")
+        gw.flush()
+
+    def _link_frame(self, kind: int, flags: int, payload: bytes) -> None:
+        if not self.greeted:
+            if kind != frames.HELLO:
+                raise frames.ProtocolError("the first frame must be HELLO")
+            self._hello(_decode_hello(payload))
+        elif kind == frames.PING:
+            self._write(frames.pack(frames.PONG, 0, payload[:8]))
+        elif kind == frames.STATE:
+            self._state(_decode_state(payload))
+        elif kind == frames.GOAWAY:
+            self.draining = True
+            self._became(self.ready)
+        elif kind != frames.PONG and kind not in (frames.WINDOW, frames.HELLO) and not flags & frames.FLAG_OPTIONAL:
+            name = frames.NAMES[kind] if kind < len(frames.NAMES) else str(kind)
+            raise frames.ProtocolError(f"frame {name} does not belong on stream 0")
+
+    def _hello(self, hello: Hello) -> None:
+        if hello.protocol != frames.PROTOCOL:
+            raise frames.ProtocolError(f"the worker speaks protocol {hello.protocol}, this gateway {frames.PROTOCOL}")
+        if hello.instance_id != self.instance_id or hello.epoch != self.epoch:
+            raise frames.ProtocolError("HELLO names another instance than the request did")
+        self.greeted = True
+        self.slots = max(1, hello.slots)
+        self.draining = self.draining or hello.draining
+        self.engine = hello.engine or hello.capability.engine
+        self.continuation = hello.capability.continuation
+        welcome: dict[str, Any] = {
+            "protocol": frames.PROTOCOL,
+            "gateway_id": self._gw.gateway_id,
+            "window_bytes": WINDOW_BYTES,
+            "ping_s": PING_S,
+        }
+        self._write(frames.pack(frames.WELCOME, 0, _json(welcome)))
+        self._gw.wheel.at(self, self._gw.now + PING_S)
+        self.pool.links.append(self)
+        self._gw.recall.adopt(self, hello.calls)
+        self._became(hello.ready)
+
+    def _state(self, state: State) -> None:
+        if state.slots is not None:
+            self.slots = max(1, state.slots)
+        self.draining = state.draining
+        if state.doomed_at is not None:
+            self.doomed_at = state.doomed_at
+        self.perf = state.perf
+        self.state_detail = state.detail
+        self._became(state.ready)
+
+    def _became(self, ready: bool) -> None:
+        """Readiness (or anything the server sees) changed: tell it, and let waiting jobs go."""
+        self.ready = ready
+        self.row_changed(self._gw.tables.workers.get(self.instance_id))
+        self._gw.report(self.worker_state())
+        if self.usable:
+            self.pool.pump()
+        else:
+            self.pool.poke()
+
+    def worker_state(self) -> WorkerState:
+        """What the server is told about this worker."""
+        return WorkerState(
+            self.instance_id, self.epoch, not self.closed, self.ready and not self.closed,
+            self.in_flight, self.perf, self.state_detail,
+        )  # fmt: skip
+
+    def on_timer(self, now: float) -> None:
+        """Ping every 2 s; a worker that says nothing for three of them is lost."""
+        if self.closed:
+            return
+        if not self.greeted:
+            self.lose(f"no HELLO within {HELLO_S_MAX:.0f} s")
+            return
+        if self._pings >= MISSES_MAX:
+            self.lose(f"silent for {now - self._seen:.1f} s")
+            return
+        self._pings += 1
+        self._write(frames.pack(frames.PING, 0, int(now * 1e6).to_bytes(8, "big")))
+        self._gw.wheel.at(self, now + PING_S)
+
+    def lose(self, reason: str) -> None:
+        """Close the link; every job on it hears why."""
+        if self.closed:
+            return
+        self.closed = True
+        self.usable = self.ready = False
+        gw = self._gw
+        gw.wheel.clear(self)
+        if self in self.pool.links:
+            self.pool.links.remove(self)
+        if gw.links.get(self.instance_id) is self:
+            del gw.links[self.instance_id]
+            if self.greeted:
+                gw.report(self.worker_state())
+        _log.info("worker %s epoch %d: link closed: %s", self.instance_id, self.epoch, reason)
+        if self._transport is not None:
+            self._transport.abort()
+        for job in list(self._streams.values()):
+            self.close_stream(job)
+            job.on_link_lost(self, reason)
+        self.pool.poke()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The worker's process or host is gone."""
+        self._gw.now = self._gw.loop.time()
+        self.lose(f"connection lost: {exc}" if exc else "closed by the worker")
+        self._gw.flush()
+
+    def eof_received(self) -> bool:
+        """Workers do not half-close: this is the end of the link."""
+        return False

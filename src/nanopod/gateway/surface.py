@@ -1,0 +1,273 @@
+"""Which request goes where: the OpenAI surface and the links are answered here, everything else by the server."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+import msgspec
+
+from nanopod import __version__
+from nanopod.gateway import heads, tables
+from nanopod.gateway.callers import ClientLink
+from nanopod.gateway.heads import Failed, Head
+from nanopod.gateway.links import WorkerLink, admit
+from nanopod.gateway.proxy import Proxied
+from nanopod.gateway.relay import Request, Wishes
+from nanopod.gateway.server import Handler, HttpConnection, Refused, Streamer
+from nanopod.model import calls, frames, websocket
+from nanopod.model.wire import KeyRow, RouteRow
+
+if TYPE_CHECKING:
+    from nanopod.gateway.process import Gateway
+
+BLOB_BYTES_MAX: Final = 256 << 20
+INFERENCE: Final = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/embeddings": "embedding",
+    "/v1/responses": "chat",
+    "/v1/moderations": "embedding",
+    "/v1/audio/transcriptions": "completion",
+    "/v1/audio/translations": "completion",
+    "/v1/audio/speech": "completion",
+}
+"""Paths that workers answer, and what their records are called."""
+GENERATION: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+NOT_OFFERED: Final = ("/v1/assistants", "/v1/threads", "/v1/fine_tuning", "/v1/vector_stores", "/v1/realtime")
+
+_json: Final = msgspec.json.Encoder().encode
+_FORM_MODEL: Final = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
+
+Routed = tuple[Streamer | None, Handler | None, Refused | None, int]
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """Of `stream_options`."""
+
+    include_usage: Any = None
+
+
+class Body(msgspec.Struct, frozen=True):
+    """The fields of a request body that decide its way; the rest is skipped unparsed."""
+
+    model: Any = None
+    stream: Any = None
+    seed: Any = None
+    stream_options: Any = None
+
+
+_decode_body: Final = msgspec.json.Decoder(Body).decode
+
+
+class Surface:
+    """The routes of one gateway process."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gw = gateway
+
+    def body_limit(self, head: Head | None) -> int:
+        """Largest body of a request, in bytes."""
+        if head is not None and head.method == "PUT" and head.path.startswith("/v1/blobs/"):
+            return BLOB_BYTES_MAX
+        return heads.BODY_BYTES_MAX
+
+    def route(self, connection: HttpConnection, head: Head) -> Routed | None:
+        """(streamer, handler, refusal, body limit) for a request; None when it was upgraded."""
+        path = head.path
+        limit = heads.BODY_BYTES_MAX
+        try:
+            if path in INFERENCE:
+                return None, self._inference, self._check_inference(head), limit
+            if path == "/healthz":
+                return None, self._healthz, None, limit
+            if path == "/v1/link":
+                return self._client_link(connection, head)
+            if path == "/v1/worker-link":
+                return self._worker_link(connection, head)
+            if path == "/v1/models" or path.startswith("/v1/models/"):
+                return None, self._models, self._check_get(head), limit
+            if path.startswith(NOT_OFFERED) or path.startswith(("/v1/responses/", "/v1/audio/")):
+                raise heads.invalid("unknown_url", f"Unknown request URL: {head.method} {path}", status=404)
+        except Failed as failed:
+            return None, None, Refused(failed), limit
+        return self._proxy, None, None, self.body_limit(head)
+
+    # --- checks before the body ---
+
+    def _key(self, head: Head) -> KeyRow:
+        gw = self._gw
+        key = gw.tables.authenticate(head.authorization)
+        if key is None:
+            if gw.tables.version < 0:
+                raise heads.overloaded("the gateway has no tables yet: its server is starting", retry_s=1)
+            raise heads.unauthenticated()
+        return key
+
+    def _check_get(self, head: Head) -> Refused | None:
+        if head.method not in ("GET", "HEAD"):
+            return Refused(_not_allowed(head, "GET"))
+        self._key(head)
+        return None
+
+    def _check_inference(self, head: Head) -> Refused | None:
+        if head.method != "POST":
+            return Refused(_not_allowed(head, "POST"))
+        key = self._key(head)
+        if not tables.may_call(key):
+            return Refused(heads.denied("this key may not call endpoints: it lacks the scope `call`"))
+        if self._gw.meter.full:
+            return Refused(heads.overloaded("usage cannot be recorded now (the gateway's disk does not take it)"))
+        return None
+
+    # --- answers ---
+
+    def _healthz(self, connection: HttpConnection, head: Head, body: bytes) -> None:
+        gw = self._gw
+        facts = {
+            "status": "ok" if not gw.stopping else "stopping",
+            "version": __version__,
+            "table_age_s": gw.table_age_s(),
+            "workers": sum(link.greeted for link in gw.links.values()),
+            "in_flight": sum(pool.total for pool in gw.pools.values()),
+        }
+        connection.respond(200, _json(facts))
+
+    def _models(self, connection: HttpConnection, head: Head, body: bytes) -> None:
+        key = self._key(head)
+        found = self._gw.tables.models.get(key.workspace_id, {})
+        cards = [self._card(name, route) for name, route in sorted(found.items()) if tables.may_use(key, route)]
+        wanted = unquote(head.path[len("/v1/models/") :])
+        extra = f"x-request-id: {heads.request_id_of(head) or self._gw.request_id()}\r\n"
+        if not wanted:
+            connection.respond(200, _json({"object": "list", "data": cards}), extra=extra)
+            return
+        for card in cards:
+            if card["id"] == wanted:
+                connection.respond(200, _json(card), extra=extra)
+                return
+        raise _no_model(wanted, [card["id"] for card in cards])
+
+    def _card(self, name: str, route: RouteRow) -> dict[str, Any]:
+        pool = self._gw.pools.get(route.endpoint_id)
+        ready = pool is not None and any(link.usable for link in pool.links)
+        waking = pool is not None and pool.waiting > 0
+        state = "ready" if ready else "failed" if route.failure else "waking" if waking else "asleep"
+        return {
+            "id": name,
+            "object": "model",
+            "created": route.created_at,
+            "owned_by": "nanopod",
+            "nanopod": {"state": state, "endpoint": f"{route.name}:{route.tag}", "detail": route.phase_text},
+        }
+
+    def _inference(self, connection: HttpConnection, head: Head, body: bytes) -> None:
+        gw = self._gw
+        key = self._key(head)
+        wishes, model = _read(head, body)
+        route = gw.tables.model(key.workspace_id, model)
+        if route is None or not tables.may_use(key, route):
+            known = gw.tables.models.get(key.workspace_id, {})
+            raise _no_model(model, [name for name, row in known.items() if tables.may_use(key, row)])
+        kind = INFERENCE[head.path]
+        Request(gw, connection, head, body, key, gw.pool(route), kind, wishes, head.path in GENERATION).start()
+
+    def _proxy(self, connection: HttpConnection, head: Head) -> Proxied:
+        proxied = Proxied(self._gw, connection, head)
+        proxied.start()
+        return proxied
+
+    # --- links ---
+
+    def _client_link(self, connection: HttpConnection, head: Head) -> Routed | None:
+        """Open an SDK's websocket."""
+        key = self._key(head)
+        given = head.headers
+        if head.upgrade != "websocket" or head.method != "GET":
+            raise Failed(
+                426, "invalid_request_error", "upgrade_required", "this is a websocket: GET it with Upgrade: websocket",
+                extra="upgrade: websocket\r\n",
+            )  # fmt: skip
+        if given.get("sec-websocket-version") != "13":
+            raise Failed(
+                426, "invalid_request_error", "upgrade_required", "only websocket version 13 is spoken here",
+                extra="sec-websocket-version: 13\r\n",
+            )  # fmt: skip
+        if not websocket.is_client_key(given.get("sec-websocket-key", "")):
+            raise heads.invalid("invalid_value", "Sec-WebSocket-Key is not base64 of 16 bytes")
+        offered = [name.strip() for name in given.get("sec-websocket-protocol", "").split(",")]
+        if calls.SUBPROTOCOL not in offered:
+            raise heads.invalid("invalid_value", f"offer the subprotocol {calls.SUBPROTOCOL}")
+        if not tables.may_call(key):
+            raise heads.denied("this key may not call functions: it lacks the scope `call`")
+        if self._gw.stopping:
+            raise heads.overloaded("this gateway is stopping", retry_s=1)
+        answer = websocket.server_response(given["sec-websocket-key"], calls.SUBPROTOCOL)
+        connection.upgrade(ClientLink(self._gw, key, head.authorization), answer)
+        return None
+
+    def _worker_link(self, connection: HttpConnection, head: Head) -> Routed | None:
+        """Open a worker's link."""
+        gw = self._gw
+        if head.upgrade != frames.UPGRADE:
+            raise Failed(
+                426, "invalid_request_error", "upgrade_required", f"send Upgrade: {frames.UPGRADE}",
+                extra=f"upgrade: {frames.UPGRADE}\r\n",
+            )  # fmt: skip
+        instance = head.headers.get("x-nanopod-instance", "")
+        token = head.authorization.partition(" ")[2].strip()
+        status = admit(gw.tables.workers, instance, head.headers.get("x-nanopod-epoch", ""), token)
+        row = gw.tables.workers.get(instance)
+        route = gw.tables.routes.get(row.endpoint_id) if row is not None else None
+        if status == 410:
+            raise Failed(410, "invalid_request_error", "fenced", "a newer epoch of this instance exists: stop")
+        if status != 101 or row is None or route is None or gw.stopping:
+            raise Failed(403, "permission_error", "permission_denied", "this instance is not known here (yet)")
+        older = gw.links.get(instance)
+        if older is not None:
+            older.lose("the worker dialled again")
+        link = WorkerLink(gw, row, gw.pool(route))
+        gw.links[instance] = link
+        connection.upgrade(
+            link,
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + frames.UPGRADE.encode() + b"\r\n\r\n",
+        )
+        return None
+
+
+def _not_allowed(head: Head, allowed: str) -> Failed:
+    return Failed(
+        405, "invalid_request_error", "method_not_allowed", f"{head.path} takes {allowed}, not {head.method}",
+        extra=f"allow: {allowed}\r\n",
+    )  # fmt: skip
+
+
+def _no_model(model: str, known: list[str]) -> Failed:
+    names = ", ".join(sorted(known)[:10]) or "none yet: `nanopod serve nanopod-tiny` makes one"
+    return heads.invalid("model_not_found", f"The model `{model}` does not exist here; there is {names}.", "model", 404)
+
+
+def _read(head: Head, body: bytes) -> tuple[Wishes, str]:
+    """What the body says about its way: (wishes, model)."""
+    if head.headers.get("content-type", "").startswith("multipart/form-data"):
+        found = _FORM_MODEL.search(body)
+        if found is None:
+            raise heads.invalid("missing_required_parameter", "the form has no field `model`", "model")
+        return Wishes(), found[1].decode(errors="replace")
+    try:
+        fields = _decode_body(body)
+    except msgspec.ValidationError:
+        raise heads.invalid("invalid_json", "the body must be a JSON object") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise heads.invalid("invalid_json", f"the body is not JSON: {error}") from None
+    if fields.model is None:
+        raise heads.invalid("missing_required_parameter", "you must name a model", "model")
+    if not isinstance(fields.model, str):
+        raise heads.invalid("invalid_value", "`model` must be a string", "model")
+    if fields.stream is not None and not isinstance(fields.stream, bool):
+        raise heads.invalid("invalid_value", "`stream` must be true or false", "stream")
+    options = fields.stream_options
+    usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
+    seed = fields.seed if isinstance(fields.seed, int) and not isinstance(fields.seed, bool) else None
+    return Wishes(stream=bool(fields.stream), seed=seed, include_usage=usage), fields.model

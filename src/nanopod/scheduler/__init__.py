@@ -1,0 +1,1 @@
+"""Pure decisions: how many workers (`autoscale`), and where (`placement`). No IO, no clock, no randomness."""

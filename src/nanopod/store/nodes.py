@@ -1,0 +1,123 @@
+"""SKUs, nodes and capacities in a transaction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Row, Select, select, update
+from sqlalchemy.dialects.sqlite import insert as upsert
+
+from nanopod.model.capacity import Capacity, Node, Sku
+from nanopod.model.schedule import Schedule
+from nanopod.store.base import Base, to_json
+from nanopod.store.schema import capacity, node, sku
+
+_sku: Final = msgspec.json.Decoder(Sku).decode
+_by_sku: Final = msgspec.json.Decoder(dict[str, Schedule]).decode
+_inventory: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """What is known of a node beyond what decisions need."""
+
+    node: Node
+    boot_id: str
+    version: str
+    inventory: dict[str, Any]
+    created_at: float
+
+
+def _node(row: Row[Any]) -> Node:
+    return Node(row.id, row.machine_id, row.sku_id, row.slots, row.state, row.seen_at)
+
+
+def _capacity(row: Row[Any]) -> Capacity:
+    return Capacity(row.id, row.workspace_id, row.name, row.kind, _by_sku(row.by_sku), row.generation)
+
+
+class NodeRows(Base):
+    """Reads and writes of hardware and of the time that is held on it."""
+
+    def skus(self) -> list[Sku]:
+        """Every kind of node that was ever seen here."""
+        return [_sku(row.properties) for row in self._rows(select(sku).order_by(sku.c.alias, sku.c.id))]
+
+    def put_sku(self, value: Sku) -> None:
+        """Add or refresh a kind of node."""
+        values = {"alias": value.alias, "properties": to_json(value)}
+        statement = upsert(sku).values(id=value.sku_id, **values)
+        self.connection.execute(statement.on_conflict_do_update(index_elements=[sku.c.id], set_=values))
+
+    def nodes(self) -> list[Node]:
+        """Every node, in the order they came."""
+        return [_node(row) for row in self._rows(select(node).order_by(node.c.created_at, node.c.id))]
+
+    def node_facts(self) -> list[NodeFacts]:
+        """Every node with what is shown of it."""
+        return [
+            NodeFacts(_node(row), row.boot_id, row.version, _inventory(row.inventory), row.created_at)
+            for row in self._rows(select(node).order_by(node.c.created_at, node.c.id))
+        ]
+
+    def put_node(self, value: Node, boot_id: str, version: str, inventory: dict[str, Any], now: float) -> None:
+        """Add a node, or refresh what its agent says about it."""
+        values = {
+            "machine_id": value.machine_id,
+            "sku_id": value.sku_id,
+            "slots": value.slots,
+            "state": value.state,
+            "seen_at": now,
+            "boot_id": boot_id,
+            "version": version,
+            "inventory": to_json(inventory),
+        }
+        statement = upsert(node).values(id=value.node_id, created_at=now, **values)
+        self.connection.execute(statement.on_conflict_do_update(index_elements=[node.c.id], set_=values))
+
+    def see_machine(self, machine_id: str, now: float) -> None:
+        """The machine's agent gave a sign of life."""
+        self.connection.execute(update(node).where(node.c.machine_id == machine_id), {"seen_at": now})
+
+    def set_node_state(self, node_id: str, state: str) -> None:
+        """Record whether the node can be used."""
+        self._update(node, node_id, state=state)
+
+    def capacity(self, capacity_id: str) -> Capacity | None:
+        """One capacity."""
+        row = self._row(capacity, id=capacity_id)
+        return _capacity(row) if row else None
+
+    def capacity_named(self, workspace_id: str, reference: str) -> Capacity | None:
+        """A capacity of a workspace by id or name."""
+        statement = select(capacity).where(
+            capacity.c.workspace_id == workspace_id, (capacity.c.id == reference) | (capacity.c.name == reference)
+        )
+        row = self.connection.execute(statement).first()
+        return _capacity(row) if row else None
+
+    def capacities(self, workspace_id: str | None = None) -> list[Capacity]:
+        """Capacities, oldest first."""
+        statement: Select[Any] = select(capacity).order_by(capacity.c.created_at, capacity.c.id)
+        if workspace_id is not None:
+            statement = statement.where(capacity.c.workspace_id == workspace_id)
+        return [_capacity(row) for row in self._rows(statement)]
+
+    def add_capacity(self, value: Capacity, now: float) -> None:
+        """A new capacity."""
+        self._insert(
+            capacity,
+            id=value.capacity_id,
+            workspace_id=value.workspace_id,
+            name=value.name,
+            kind=value.kind,
+            by_sku=to_json(value.by_sku),
+            created_at=now,
+            updated_at=now,
+        )
+
+    def set_capacity_schedules(self, seen: Capacity, by_sku: dict[str, Schedule], now: float) -> None:
+        """Replace the schedules of a capacity that still is as it was `seen`; raises `Conflict` if not."""
+        self._guarded(capacity, seen.capacity_id, seen.generation, by_sku=to_json(by_sku), updated_at=now)

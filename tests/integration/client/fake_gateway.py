@@ -1,0 +1,138 @@
+"""A gateway of a hundred lines for tests of the client: runs functions in its own process, cuts links on demand."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from nanopod.model import calls, codec, websocket
+
+KEY = "sk_np_test"
+
+
+class FakeGateway:
+    """Use as `async with FakeGateway(functions) as gateway`."""
+
+    def __init__(self, functions: dict[str, Callable[..., Any]] | None = None) -> None:
+        self.functions = functions or {}
+        self.started: Counter[bytes] = Counter()
+        self.headers: dict[bytes, calls.Call] = {}
+        self.frames: list[calls.Header] = []
+        self.tasks: dict[bytes, asyncio.Task[None]] = {}
+        self.answers: dict[bytes, list[bytes]] = {}
+        self.credit: dict[bytes, asyncio.Semaphore] = {}
+        self.writers: set[asyncio.StreamWriter] = set()
+        self.clients: list[bytes] = []
+        self.most_ahead = 0
+        self.refuse: bytes | None = None
+        self.connections = 0
+
+    async def __aenter__(self) -> FakeGateway:
+        self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.port = self.server.sockets[0].getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        for task in self.tasks.values():
+            task.cancel()
+        self.server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """Drop every connection without a word."""
+        for writer in list(self.writers):
+            writer.transport.abort()
+        self.writers.clear()
+
+    def send(self, call_id: bytes, *frames: bytes) -> None:
+        """To every client that is there; kept for those that come back."""
+        self.answers.setdefault(call_id, []).extend(frames)
+        for writer in self.writers:
+            writer.write(b"".join(websocket.encode(websocket.BINARY, frame) for frame in frames))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            if self.refuse is not None:
+                writer.write(self.refuse)
+                await writer.drain()
+                return
+            assert f"Authorization: Bearer {KEY}" in head and head.startswith("GET /v1/link HTTP/1.1")
+            key = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
+            writer.write(websocket.server_response(key, calls.SUBPROTOCOL))
+            parser = websocket.Parser(server=True)
+            parts: dict[bytes, tuple[calls.Call, bytearray]] = {}
+            while data := await reader.read(1 << 20):
+                for opcode, payload in parser.feed(data):
+                    if opcode == websocket.BINARY:
+                        self._frame(writer, *calls.decode(payload), parts)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            self.writers.discard(writer)
+            writer.close()
+
+    def _frame(self, writer: asyncio.StreamWriter, header: Any, payload: bytes, parts: dict[bytes, Any]) -> None:
+        self.frames.append(header)
+        if isinstance(header, calls.Hello):
+            self.writers.add(writer)
+            self.clients.append(header.id)
+            writer.write(websocket.encode(websocket.BINARY, calls.encode(calls.Welcome(b"g" * 16, ping_s=0.5))))
+        elif isinstance(header, calls.Call) and header.id in self.tasks:
+            for frame in self.answers.get(header.id, []):  # known: the state or result again, never a second start
+                writer.write(websocket.encode(websocket.BINARY, frame))
+        elif isinstance(header, calls.Call):
+            if header.size > len(payload):
+                parts[header.id] = (header, bytearray(payload))
+            else:
+                self._start(header, payload)
+        elif isinstance(header, calls.Part):
+            call, buffer = parts[header.id]
+            buffer += payload
+            if len(buffer) >= call.size:
+                self._start(call, bytes(parts.pop(header.id)[1]))
+        elif isinstance(header, calls.Cancel) and header.id in self.tasks:
+            self.tasks[header.id].cancel()
+        elif isinstance(header, calls.Credit):
+            for _ in range(header.items):
+                self.credit[header.id].release()
+
+    def _start(self, header: calls.Call, payload: bytes) -> None:
+        self.headers[header.id] = header
+        self.tasks[header.id] = asyncio.get_running_loop().create_task(self._run(header, payload))
+
+    async def _run(self, header: calls.Call, payload: bytes) -> None:
+        call_id = header.id
+        self.started[call_id] += 1
+        try:
+            args, kwargs = codec.decode(payload)
+            self.send(call_id, calls.encode(calls.State(call_id, state="started")))
+            value = self.functions[header.function](*args, **kwargs)
+            if inspect.isasyncgen(value):
+                await self._items(call_id, value)
+                return
+            if inspect.isawaitable(value):
+                value = await value
+            whole = codec.encode(value)
+            self.send(call_id, *calls.split(calls.Result(call_id, size=len(whole)), whole))
+        except asyncio.CancelledError:
+            self.send(call_id, calls.encode(calls.Error(call_id, code="cancelled", message="cancelled")))
+        except Exception as error:
+            whole = codec.encode_exception(error, log_tail="last words")
+            frame = calls.Error(call_id, code="remote_error", message=str(error), size=len(whole))
+            self.send(call_id, *calls.split(frame, whole))
+
+    async def _items(self, call_id: bytes, items: Any) -> None:
+        window = self.credit[call_id] = asyncio.Semaphore(calls.ITEM_WINDOW)
+        index = 0
+        async for item in items:
+            await window.acquire()
+            whole = codec.encode(item)
+            self.send(call_id, *calls.split(calls.Item(call_id, index=index, size=len(whole)), whole))
+            index += 1
+        self.send(call_id, calls.encode(calls.End(call_id)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import asyncio
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +18,6 @@ from typing import Any, Self
 from nanopod import Deployment
 
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-TOKENS_MAX = 128
-"""Longer documents are cut: their first sentences say what they are about."""
 
 Document = tuple[str, str]
 """(title, text)"""
@@ -53,31 +50,14 @@ class Library:
         self.vectors.clear()
 
     def _load(self) -> None:
-        import json
+        from nanopod.node.engines.reference import TextEncoder
 
-        from nanopod.node.engines.reference.bert import Bert, BertConfig
-        from nanopod.node.engines.reference.resolve import resolve_model
-        from nanopod.node.engines.reference.safetensors import Checkpoint
-        from nanopod.node.engines.reference.tokenizer import Tokenizer
-
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        directory = resolve_model(self.name, Path(base) / "nanopod" / "models", offline=False)
-        config = BertConfig.parse(json.loads((directory / "config.json").read_bytes()), directory)
-        self.encoder = Bert(config, Checkpoint(directory))
-        self.tokenizer = Tokenizer.from_file(directory / "tokenizer.json")
-
-    def embed(self, texts: Sequence[str]) -> list[Any]:
-        """Unit vectors of some texts, in their order."""
-        ids = [self.tokenizer.encode_cut(text, TOKENS_MAX) for text in texts]
-        found: list[Any] = [None] * len(texts)
-        for batch in self.encoder.batches(ids):
-            for index, vector in zip(batch, self.encoder.embed([ids[index] for index in batch]), strict=True):
-                found[index] = vector
-        return found
+        self.encoder = TextEncoder(self.name)
 
     def add(self, documents: Sequence[Document]) -> int:
         """Index documents; one with a known title takes the other's place. How many there are now."""
-        for document, vector in zip(documents, self.embed([f"{t}: {text}" for t, text in documents]), strict=True):
+        vectors = self.encoder.embed([f"{title}: {text}" for title, text in documents])
+        for document, vector in zip(documents, vectors, strict=True):
             at = self.titles.setdefault(document[0], len(self.documents))
             self.documents[at : at + 1] = [document]
             self.vectors[at : at + 1] = [vector]
@@ -89,7 +69,7 @@ class Library:
 
         if not self.documents:
             return []
-        scores = np.stack(self.vectors) @ self.embed([question])[0]
+        scores = np.stack(self.vectors) @ self.encoder.embed([question])[0]
         return [(float(scores[at]), *self.documents[at]) for at in np.argsort(-scores)[:k].tolist()]
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from nanopod.node.engines.reference.encoder import TextEncoder
 from nanopod.node.engines.reference.engine import ReferenceEngine
 from nanopod.node.engines.reference.resolve import ModelNotFound, resolve_model
 
-__all__ = ["ModelNotFound", "ReferenceEngine", "resolve_model"]
+__all__ = ["ModelNotFound", "ReferenceEngine", "TextEncoder", "resolve_model"]

@@ -1,0 +1,1 @@
+"""Engines: whatever turns a request into an answer, behind the one seam of `base`."""

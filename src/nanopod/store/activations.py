@@ -31,7 +31,6 @@ _FINISH: Final = text(
     "WHERE kind = :kind AND key = :key AND lock_token = :token RETURNING due_us"
 )
 _DROP: Final = text("DELETE FROM activation WHERE kind = :kind AND key = :key AND lock_token = :token AND seq = :seq")
-_HOLDS: Final = text("SELECT 1 FROM activation WHERE kind = :kind AND key = :key AND lock_token = :token")
 _RELEASE: Final = text(
     "UPDATE activation SET lock_token = NULL, lock_owner = NULL, lock_expires_us = NULL "
     "WHERE lock_owner IS NOT NULL AND lock_owner <> :owner"
@@ -64,10 +63,6 @@ class ActivationRows(Base):
             "n": limit,
         }
         return [(row.key, row.seq, row.fails) for row in self.connection.execute(_CLAIM, values)]
-
-    def holds(self, kind: str, key: str, token: str) -> bool:
-        """True while the claim with `token` has neither been finished nor taken over."""
-        return self.connection.execute(_HOLDS, {"kind": kind, "key": key, "token": token}).first() is not None
 
     def finish(
         self, kind: str, key: str, token: str, seq: int, now: float, next_at: float, fails: int = 0

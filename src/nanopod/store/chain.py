@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, and_, delete, func, or_, select
+from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select
 
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, Failure, ScaleSpec
@@ -15,7 +15,9 @@ from nanopod.store.schema import deployment, endpoint, event, instance, node, re
 ENDED_KEPT_MAX: Final = 50
 """Ended instances remembered per endpoint."""
 EVENTS_KEPT_MAX: Final = 200
-"""Lines of its story remembered per endpoint."""
+"""Lines of its story remembered per endpoint, about."""
+PRUNE_EACH: Final = 16
+"""One line in so many looks for old ones."""
 
 _spec: Final = msgspec.json.Decoder(EndpointSpec).decode
 _scale: Final = msgspec.json.Decoder(ScaleSpec).decode
@@ -347,16 +349,20 @@ class ChainRows(Base):
 
     def tell(self, kind: str, key: str, endpoint_id: str, message: str, now: float) -> None:
         """Add a line to an object's story."""
-        self._insert(event, at=now, kind=kind, key=key, endpoint_id=endpoint_id, message=message)
-        newest = self.connection.execute(
+        done = self.connection.execute(
+            insert(event), {"at": now, "kind": kind, "key": key, "endpoint_id": endpoint_id, "message": message}
+        )
+        if done.lastrowid % PRUNE_EACH:
+            return
+        oldest = self.connection.execute(
             select(event.c.seq)
             .where(event.c.endpoint_id == endpoint_id)
             .order_by(event.c.seq.desc())
             .offset(EVENTS_KEPT_MAX)
             .limit(1)
         ).scalar()
-        if newest is not None:
-            self.connection.execute(delete(event).where(event.c.endpoint_id == endpoint_id, event.c.seq <= newest))
+        if oldest is not None:
+            self.connection.execute(delete(event).where(event.c.endpoint_id == endpoint_id, event.c.seq <= oldest))
 
     def story(self, endpoint_id: str, limit: int = 50) -> list[tuple[float, str, str, str]]:
         """(time, kind, id, message) of an endpoint's last decisions, newest first."""

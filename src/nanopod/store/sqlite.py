@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.pool import StaticPool
+from sqlalchemy.pool import NullPool
 
 from nanopod.model.errors import NoCapacity
 from nanopod.store.migrate import migrate
@@ -78,7 +78,9 @@ class SqliteStore:
         self._closed = False
         self._ailing = ""
         self._local = threading.local()
-        self._readers: list[sqlite3.Connection] = []
+        self._readers: list[Connection] = []
+        # One engine for all readers, so that a statement is compiled once and not once per thread.
+        self._read_engine = _engine(lambda: _connect(path, read_only=True))
         self._pool = ThreadPoolExecutor(READERS, thread_name_prefix="store-read")
         self._write_engine = _engine(lambda: _connect(path))
         try:
@@ -128,6 +130,7 @@ class SqliteStore:
         await asyncio.to_thread(self._pool.shutdown)
         for connection in self._readers:
             connection.close()
+        self._read_engine.dispose()
         self._write_engine.dispose()
 
     # --- in a reader's thread ---
@@ -136,9 +139,8 @@ class SqliteStore:
         connection: Connection | None = getattr(self._local, "connection", None)
         try:
             if connection is None:
-                raw = _connect(self.path, read_only=True)
-                self._readers.append(raw)
-                connection = self._local.connection = _engine(lambda: raw).connect()
+                connection = self._local.connection = self._read_engine.connect()
+                self._readers.append(connection)
             connection.exec_driver_sql("BEGIN")
             try:
                 return fn(Transaction(connection))
@@ -281,8 +283,8 @@ def _quoted(path: Path) -> str:
 
 
 def _engine(creator: Callable[[], sqlite3.Connection]) -> Engine:
-    """SQLAlchemy over one connection. It must not begin or commit by itself: we do."""
-    return create_engine("sqlite://", creator=creator, poolclass=StaticPool, isolation_level="AUTOCOMMIT")
+    """SQLAlchemy over our own connections. It must not begin or commit by itself: we do."""
+    return create_engine("sqlite://", creator=creator, poolclass=NullPool, isolation_level="AUTOCOMMIT")
 
 
 def _explain(error: DBAPIError, path: Path) -> StoreUnavailable | None:

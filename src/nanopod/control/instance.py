@@ -1,0 +1,236 @@
+"""Instances: placed on a node, started again after a crash under a new epoch, ended for good.
+
+Every start has its own epoch, and the next one is decided only after the agent said that this one is over: two epochs
+of an instance never run at once. A start that fails by the user's fault ends the instance (its deployment makes another
+and the revision's failures are counted); anything else is tried again in place, then elsewhere.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from nanopod.control.live import Live
+from nanopod.control.ports import Plan, Reads, Writes
+from nanopod.model.capacity import Capacity, Node
+from nanopod.model.chain import Instance
+from nanopod.model.endpoint import Failure
+from nanopod.scheduler.placement.place import Candidate, place
+
+BACKOFF_S_MIN: Final = 1.0
+BACKOFF_S_MAX: Final = 60.0
+FIRST_RETRY_S: Final = 0.2
+IN_PLACE_MAX: Final = 3
+"""Starts on one node that may fail in a row before the instance is given up there."""
+ROOM_RECHECK_S: Final = 5.0
+
+Step = Literal["none", "place", "wait", "restart", "ready", "end"]
+
+
+def backoff_s(fails: int, key: str) -> float:
+    """Seconds to wait after that many failures in a row: 0.2, 1, 2, 4 ... 60, within 10 % by the key's own jitter."""
+    if fails <= 0:
+        return 0.0
+    base = FIRST_RETRY_S if fails == 1 else min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2 ** min(fails - 2, 10))
+    return base * (0.9 + 0.2 * (zlib.crc32(f"{key}/{fails}".encode()) % 1000) / 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSnapshot:
+    """An instance with what its next step depends on."""
+
+    instance: Instance
+    capacity: Capacity | None
+    node: Node | None
+    candidates: Sequence[Candidate]
+    """Only for an instance that is not placed."""
+    avoid: tuple[tuple[str, int], ...]
+    """(node, failed starts of this endpoint there lately)."""
+    ready: bool
+
+
+@dataclass(frozen=True)
+class InstancePlan(Plan):
+    """One step of one instance."""
+
+    snapshot: InstanceSnapshot | None = None
+    step: Step = "none"
+    node_id: str | None = None
+    reason: str = ""
+    failure: Failure | None = None
+    blame: bool = False
+    """The failure counts against the revision."""
+    not_before: float = 0.0
+
+
+class InstanceReconciler:
+    """Takes each instance one step on."""
+
+    kind = "instance"
+
+    def __init__(self, live: Live) -> None:
+        self._live = live
+
+    def observe(self, read: Reads, key: str) -> InstanceSnapshot | None:
+        """The instance; with all nodes while it is not placed."""
+        instance = read.instance(key)
+        if instance is None or instance.ended_at is not None:
+            return None
+        nodes = read.nodes()
+        candidates: list[Candidate] = []
+        avoid: dict[str, int] = {}
+        if instance.node_id is None and instance.intent == "run":
+            used: dict[str, list[str]] = {}
+            for other in read.instances_live():
+                if other.node_id is not None:
+                    used.setdefault(other.node_id, []).append(other.capacity_id)
+            candidates = [
+                Candidate(node, len(used.get(node.node_id, ())), frozenset(used.get(node.node_id, ())))
+                for node in nodes
+            ]
+            for other in read.instances_of(instance.endpoint_id, ended=True):
+                if other.node_id and other.phase == "failed" and other.revision_id == instance.revision_id:
+                    avoid[other.node_id] = avoid.get(other.node_id, 0) + 1
+        return InstanceSnapshot(
+            instance,
+            read.capacity(instance.capacity_id),
+            next((node for node in nodes if node.node_id == instance.node_id), None),
+            candidates,
+            tuple(sorted(avoid.items())),
+            self._live.ready(instance.instance_id, instance.epoch),
+        )
+
+    def plan(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
+        """The next step."""
+        instance = snapshot.instance
+        lost = snapshot.node is not None and snapshot.node.state == "lost"
+        over = instance.phase in ("ended", "failed")
+        if instance.intent == "stop":
+            if instance.node_id is None or over or lost:
+                reason = "its node is lost" if lost else instance.reason or "stopped as asked"
+                return InstancePlan((reason,), True, None, snapshot, "end", reason=reason)
+            return InstancePlan(snapshot=snapshot)
+        if instance.node_id is None:
+            return self._place(snapshot, now)
+        if lost:
+            failure = Failure("run", f"node {instance.node_id} is lost", user_fault=False)
+            return InstancePlan(
+                (failure.message,), True, None, snapshot, "end", reason=failure.message, failure=failure
+            )
+        if over:
+            return self._after_failure(snapshot, now)
+        if snapshot.ready and instance.ready_at is None:
+            took_s = now - max(instance.created_at, instance.not_before)
+            return InstancePlan((f"ready after {took_s:.2f} s",), True, None, snapshot, "ready")
+        return InstancePlan(snapshot=snapshot)
+
+    def _place(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
+        if snapshot.capacity is None:
+            reason = f"capacity {snapshot.instance.capacity_id} is gone"
+            return InstancePlan((reason,), True, None, snapshot, "end", reason=reason)
+        placement = place(snapshot.capacity, snapshot.candidates, now, dict(snapshot.avoid))
+        reason = "; ".join(placement.reasons)
+        if placement.node_id is None:
+            known = reason == snapshot.instance.reason
+            return InstancePlan(
+                (f"waits for room: {reason}",), not known, ROOM_RECHECK_S, snapshot, "wait", reason=reason
+            )
+        return InstancePlan((f"placed on {reason}",), True, None, snapshot, "place", node_id=placement.node_id)
+
+    def _after_failure(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
+        """The agent said that this epoch is over although the instance shall run."""
+        instance = snapshot.instance
+        failure = instance.failure or Failure(
+            "run", instance.reason or f"the worker ended (exit code {instance.exit_code})", user_fault=False
+        )
+        never_ready = instance.ready_at is None
+        if failure.user_fault and never_ready:
+            said = f"failed at {failure.stage}: {failure.message}"
+            return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure, blame=True)
+        fails = instance.fails + 1 if never_ready else 0
+        if fails > IN_PLACE_MAX:
+            said = f"given up on this node after {fails} starts: {failure.message}"
+            return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
+        wait_s = backoff_s(fails, instance.instance_id)
+        said = f"starts again as epoch {instance.epoch + 1} in {wait_s:.1f} s: {failure.message}"
+        return InstancePlan(
+            (said,), True, None, snapshot, "restart", reason=failure.message, failure=failure, not_before=now + wait_s
+        )
+
+    def commit(self, plan: InstancePlan, write: Writes, now: float) -> None:
+        """Write the step down and wake whom it concerns."""
+        assert plan.snapshot is not None
+        instance = plan.snapshot.instance
+        for reason in plan.reasons:
+            write.tell("instance", instance.instance_id, instance.endpoint_id, reason, now)
+        if plan.step == "place":
+            write.set_instance(instance, node_id=plan.node_id, reason="")
+        elif plan.step == "wait":
+            write.set_instance(instance, reason=plan.reason)
+            write.signal("deployment", instance.deployment_id, now)  # an earlier revision may make room
+        elif plan.step == "restart":
+            self._restart(plan, instance, write)
+        elif plan.step == "ready":
+            self._ready(instance, write, now)
+        elif plan.step == "end":
+            self._end(plan, instance, write, now)
+        write.signal("endpoint", instance.endpoint_id, now)
+        write.hint("tables")
+        write.hint("wanted")
+
+    def _restart(self, plan: InstancePlan, instance: Instance, write: Writes) -> None:
+        write.set_instance(
+            instance,
+            epoch=instance.epoch + 1,
+            phase="queued",
+            fails=instance.fails + 1 if instance.ready_at is None else 0,
+            not_before=plan.not_before,
+            ready_at=None,
+            pid=None,
+            exit_code=None,
+            failure=plan.failure,
+            reason=plan.reason,
+        )
+
+    def _ready(self, instance: Instance, write: Writes, now: float) -> None:
+        write.set_instance(instance, ready_at=now, fails=0, failure=None, reason="")
+        revision = write.revision(instance.revision_id)
+        if revision is not None:
+            healthy_at = now if revision.healthy_at is None else revision.healthy_at
+            write.set_revision(instance.revision_id, failures=0, failure=None, healthy_at=healthy_at)
+        deployment = write.deployment(instance.deployment_id)
+        if deployment is not None and deployment.fails:
+            write.set_deployment(deployment, fails=0, not_before=0.0)
+        write.signal("deployment", instance.deployment_id, now)
+
+    def _end(self, plan: InstancePlan, instance: Instance, write: Writes, now: float) -> None:
+        failed = plan.failure is not None
+        write.set_instance(
+            instance,
+            phase="failed" if failed else "ended",
+            failure=plan.failure or instance.failure,
+            reason=plan.reason,
+            ended_at=now,
+        )
+        revision = write.revision(instance.revision_id) if plan.blame else None
+        if revision is not None:
+            write.set_revision(instance.revision_id, failures=revision.failures + 1, failure=plan.failure)
+        deployment = write.deployment(instance.deployment_id) if failed else None
+        if deployment is not None:
+            fails = deployment.fails + 1
+            write.set_deployment(deployment, fails=fails, not_before=now + backoff_s(fails, instance.deployment_id))
+        write.signal("deployment", instance.deployment_id, now)
+        write.forget_ended(instance.endpoint_id)
+        wake_waiting(write, now)
+
+    def applied(self, plan: InstancePlan) -> None:
+        """Nothing is kept in memory."""
+
+
+def wake_waiting(write: Writes, now: float) -> None:
+    """Room came free: everybody who waits for it looks again."""
+    for other in write.instances_live():
+        if other.node_id is None and other.intent == "run":
+            write.signal("instance", other.instance_id, now)

@@ -1,0 +1,54 @@
+"""What agents report, written down: the phases of instances, and which of them a machine no longer knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from nanopod.control.ports import Writes
+from nanopod.model.chain import Instance
+from nanopod.model.endpoint import Failure, ObservedInstance
+
+
+def observe_machine(write: Writes, machine_id: str, seen: Sequence[ObservedInstance], now: float) -> int:
+    """Take in the whole truth of a machine; how many of its instances changed.
+
+    Reports about an older epoch are of no interest: that start is already known to be over. An instance that the agent
+    had acknowledged and no longer names is over, too.
+    """
+    reported = {observed.instance_id: observed for observed in seen}
+    changed = 0
+    for instance in write.instances_on(machine_id):
+        values = _changes(instance, reported.get(instance.instance_id))
+        if values:
+            changed += 1
+            write.set_instance(instance, **values)
+            write.signal("instance", instance.instance_id, now)
+            write.signal("endpoint", instance.endpoint_id, now)
+    if changed:
+        write.hint("tables")
+    return changed
+
+
+def _changes(instance: Instance, seen: ObservedInstance | None) -> dict[str, Any]:
+    """Columns that differ from the report."""
+    if instance.phase in ("ended", "failed"):
+        return {}  # this epoch is over, whatever is said about it later
+    if seen is None or seen.epoch < instance.epoch:
+        if instance.phase == "queued":
+            return {}  # not acknowledged yet: the agent cannot know it
+        if instance.intent == "stop":
+            return {"phase": "ended", "pid": None}
+        failure = Failure("run", "its agent no longer knows it", user_fault=False)
+        return {"phase": "failed", "pid": None, "failure": failure, "reason": failure.message}
+    if seen.epoch > instance.epoch:
+        return {}
+    found: dict[str, Any] = {
+        "phase": seen.phase,
+        "pid": seen.pid,
+        "exit_code": seen.exit_code if seen.signal is None else -seen.signal,
+        "reason": seen.reason,
+    }
+    if seen.failure is not None:
+        found["failure"] = seen.failure
+    return {name: value for name, value in found.items() if getattr(instance, name) != value}

@@ -1,0 +1,165 @@
+"""What gateways are told: keys, routes and workers as they are now, sent whole at each change."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from nanopod.control.live import Live
+from nanopod.control.ports import Clock, Gateways, Reads, Secrets, Store
+from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
+from nanopod.model.errors import NanopodError
+from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
+
+log = logging.getLogger(__name__)
+
+INTERVAL_S_MIN: Final = 0.05
+"""Changes within this time after a push go out together."""
+GATHER_S: Final = 0.01
+RETRY_S: Final = 1.0
+
+
+def key_rows(read: Reads, now: float) -> dict[str, KeyRow]:
+    """Keys that are good now, by digest."""
+    return {
+        key.digest: KeyRow(key.key_id, key.workspace_id, key.scopes, key.endpoints, key.expires_at)
+        for key in read.api_keys()
+        if key.revoked_at is None and (key.expires_at is None or key.expires_at > now)
+    }
+
+
+def route_row(
+    endpoint: Endpoint, deployment: Deployment, revision: Revision, instances: Sequence[Instance], live: Live
+) -> RouteRow:
+    """An endpoint as the request path sees it; `revision` is the one its deployment runs."""
+    spec = revision.spec
+    timeouts = [function.timeout_s for function in spec.functions]
+    failed = endpoint.failure is not None and deployment.revision_id == endpoint.revision_id
+    return RouteRow(
+        endpoint_id=endpoint.endpoint_id,
+        workspace_id=endpoint.workspace_id,
+        name=endpoint.name,
+        tag=endpoint.tag,
+        kind=endpoint.kind,
+        revision_id=revision.revision_id,
+        model_ids=(spec.model.model_id,) if spec.model else (),
+        functions={function.name: function for function in spec.functions},
+        created_at=int(endpoint.created_at),
+        phase_text=phase_text(endpoint, deployment, instances, live),
+        failure=endpoint.failure if failed else None,
+        **({"timeout_s": max(timeouts)} if timeouts else {}),
+    )
+
+
+def phase_text(endpoint: Endpoint, deployment: Deployment, instances: Sequence[Instance], live: Live) -> str:
+    """What a waiting caller is told; empty when there is nothing to wait for."""
+    running = [i for i in instances if i.intent == "run"]
+    if any(live.ready(i.instance_id, i.epoch) for i in running):
+        return ""
+    if endpoint.failure is not None:
+        return f"the last start failed at {endpoint.failure.stage}: {endpoint.failure.message}"
+    words: list[str] = []
+    for phase, verb in (("preparing", "preparing"), ("starting", "starting"), ("loading", "loading")):
+        if count := sum(1 for i in running if i.phase == phase):
+            words.append(f"{verb} {_workers(count)}")
+    queued = [i for i in running if i.phase == "queued"]
+    if queued:
+        reasons = sorted({i.reason for i in queued if i.reason})
+        words.append(f"starting {_workers(len(queued))}" + (f" ({reasons[0]})" if reasons else ""))
+    if not words and deployment.target_instance_count > 0:
+        words.append(f"starting {_workers(deployment.target_instance_count)}")
+        if deployment.fails:
+            words[-1] += f" after {deployment.fails} failed starts"
+    return ", ".join(words)
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
+
+
+def worker_row(instance: Instance, token: str) -> WorkerRow:
+    """An instance that may hold a link."""
+    return WorkerRow(
+        instance_id=instance.instance_id,
+        endpoint_id=instance.endpoint_id,
+        revision_id=instance.revision_id,
+        epoch=instance.epoch,
+        slots=instance.slots,
+        token_digest=hashlib.sha256(token.encode()).hexdigest(),
+        draining=instance.intent == "stop",
+    )
+
+
+class TablesPublisher:
+    """Builds the tables and pushes them, at most every `INTERVAL_S_MIN` seconds; the first change goes almost at once.
+
+    `era` counts the starts of this store's server, so versions rise over restarts, too.
+    """
+
+    def __init__(self, store: Store, live: Live, gateways: Gateways, secrets: Secrets, clock: Clock, era: int) -> None:
+        self._store = store
+        self._live = live
+        self._gateways = gateways
+        self._secrets = secrets
+        self._clock = clock
+        self._version = era << 32
+        self._changed = asyncio.Event()
+        self.current: Tables | None = None
+        """What was pushed last."""
+
+    @property
+    def version(self) -> int:
+        """Of what was pushed last."""
+        return self._version
+
+    def changed(self) -> None:
+        """Something in the tables may have changed."""
+        self._changed.set()
+
+    def build(self, read: Reads) -> Tables:
+        """The tables of one state of the store, at the next version."""
+        by_endpoint: dict[str, list[Instance]] = {}
+        workers: dict[str, WorkerRow] = {}
+        for instance in read.instances_live():
+            by_endpoint.setdefault(instance.endpoint_id, []).append(instance)
+            if instance.node_id is not None and instance.phase not in ("ended", "failed"):
+                token = self._secrets.join_token(instance.instance_id, instance.epoch)
+                workers[instance.instance_id] = worker_row(instance, token)
+        deployments = {deployment.endpoint_id: deployment for deployment in read.deployments()}
+        routes: dict[str, RouteRow] = {}
+        for endpoint in read.endpoints():
+            deployment = deployments.get(endpoint.endpoint_id)
+            revision = read.revision(deployment.revision_id) if deployment else None
+            if deployment is not None and revision is not None:
+                instances = by_endpoint.get(endpoint.endpoint_id, [])
+                routes[endpoint.endpoint_id] = route_row(endpoint, deployment, revision, instances, self._live)
+        return Tables(self._version + 1, self._secrets.pepper, key_rows(read, self._clock()), routes, workers)
+
+    async def run(self) -> None:
+        """Push until cancelled."""
+        self._changed.set()
+        while True:
+            await self._changed.wait()
+            if self.current is not None:
+                await asyncio.sleep(GATHER_S)  # one decision makes several changes in a row
+            self._changed.clear()
+            try:
+                tables = await self._store.read(self.build)
+            except NanopodError as error:
+                log.error("tables=not built reason=%s", error)
+                self._changed.set()
+                await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))
+                continue
+            if self.current is None or _differs(tables, self.current):
+                self._version = tables.version
+                self.current = tables
+                self._gateways.push(tables)
+                await asyncio.sleep(INTERVAL_S_MIN - GATHER_S)
+
+
+def _differs(one: Tables, other: Tables) -> bool:
+    return one.keys != other.keys or one.routes != other.routes or one.workers != other.workers

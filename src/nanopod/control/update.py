@@ -1,0 +1,176 @@
+"""What a new specification of an endpoint means: nothing, new settings, new code, a new image, or a new endpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, replace
+from typing import Final, Literal
+
+import msgspec
+
+from nanopod.model.chain import Endpoint, Revision
+from nanopod.model.endpoint import EndpointSpec, Fingerprints, ScaleSpec
+from nanopod.model.errors import Invalid
+from nanopod.model.ids import NAME_PATTERN
+
+Action = Literal["exists", "autoscale_update", "soft_update", "hard_update", "created"]
+WORKERS_MAX: Final = 10_000
+SLOTS_MAX: Final = 10_000
+_encode: Final = msgspec.json.Encoder(order="deterministic").encode
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What applying a specification does. `tier`: 0 nothing, 1 settings, 2 code, 3 image, 4 a new endpoint."""
+
+    action: Action
+    tier: int
+    changed: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def fingerprinted(spec: EndpointSpec) -> EndpointSpec:
+    """`spec` with every fingerprint that its sender left out computed from the fields themselves."""
+    image = spec.image
+    code = [spec.bundle, spec.module, spec.functions, spec.model, image.apt_get, image.pip_install, image.runs]
+    rest = [image.from_image, image.env, image.python, image.storage_gb, image.ports, image.query]
+    sent = spec.fingerprints
+    return replace(
+        spec,
+        fingerprints=Fingerprints(
+            code=sent.code or _digest([*code, image.copies]),
+            image=sent.image or _digest(rest),
+            scale=sent.scale or _digest([spec.scale, spec.ttl_s]),
+        ),
+    )
+
+
+def _digest(parts: object) -> str:
+    return hashlib.sha256(_encode(parts)).hexdigest()
+
+
+def compare(endpoint: Endpoint | None, revision: Revision | None, spec: EndpointSpec) -> Update:
+    """What changes from the endpoint's newest revision to `spec` (with fingerprints). The highest tier wins."""
+    if endpoint is None or revision is None:
+        return Update("created", 4, ("identity",), (f"there is no endpoint {spec.name}:{spec.tag} yet",))
+    old, new = revision.spec, spec
+    changed: list[str] = []
+    reasons: list[str] = []
+    if endpoint.scale_fingerprint != new.fingerprints.scale or endpoint.scale != new.scale:
+        changed.append("scale")
+        reasons.append(_named("settings", _differing(endpoint.scale, new.scale)) or "ttl changed")
+    elif endpoint.ttl_s != new.ttl_s:
+        changed.append("scale")
+        reasons.append(f"ttl_s: {endpoint.ttl_s} -> {new.ttl_s}")
+    if old.fingerprints.code != new.fingerprints.code or old.model != new.model:
+        changed.append("code")
+        parts = [name for name in ("model", "functions", "module") if getattr(old, name) != getattr(new, name)]
+        reasons.append(_named("code", parts) or "code: the files differ")
+    runtime = [name for name in ("serializer", "isolation") if getattr(old, name) != getattr(new, name)]
+    if old.fingerprints.image != new.fingerprints.image or runtime:
+        changed.append("image")
+        reasons.append(_named("image", [*_differing(old.image, new.image), *runtime]) or "image: its parts differ")
+    if "image" in changed:
+        return Update("hard_update", 3, tuple(changed), tuple(reasons))
+    if "code" in changed:
+        return Update("soft_update", 2, tuple(changed), tuple(reasons))
+    if changed:
+        return Update("autoscale_update", 1, tuple(changed), tuple(reasons))
+    return Update("exists", 0, (), ("nothing differs",))
+
+
+def _differing(old: object, new: object) -> list[str]:
+    return [name for name in old.__dataclass_fields__ if getattr(old, name) != getattr(new, name)]  # type: ignore[attr-defined]
+
+
+def _named(part: str, names: list[str]) -> str:
+    return f"{part}: {', '.join(names)}" if names else ""
+
+
+def check(spec: EndpointSpec) -> None:
+    """Raises `Invalid` naming the field, what was seen and what is possible."""
+    for name, value in (("name", spec.name), ("tag", spec.tag)):
+        if not NAME_PATTERN.fullmatch(value):
+            raise Invalid(
+                f"{name}: {value!r} must be letters, digits and . _ -, beginning with a letter or digit", field=name
+            )
+    if spec.kind == "model":
+        _check_model(spec)
+    else:
+        _check_functions(spec)
+    check_scale(spec.scale)
+    if spec.ttl_s is not None and not (math.isfinite(spec.ttl_s) and spec.ttl_s > 0):
+        raise Invalid(f"ttl_s: {spec.ttl_s} must be a number of seconds above 0, or null", field="ttl_s")
+
+
+def _check_model(spec: EndpointSpec) -> None:
+    model = spec.model
+    if model is None:
+        raise Invalid("model: an endpoint of kind 'model' needs {model_id, engine, source or argv}", field="model")
+    if not model.model_id or len(model.model_id) > 255:
+        raise Invalid("model.model_id: give the name that requests use, at most 255 characters", field="model.model_id")
+    if not 1 <= model.slots <= SLOTS_MAX:
+        raise Invalid(f"model.slots: {model.slots} must be from 1 to {SLOTS_MAX}", field="model.slots")
+    if model.engine == "command" and not model.argv:
+        raise Invalid("model.argv: engine 'command' needs the command line that starts it", field="model.argv")
+    if model.engine == "reference" and not model.source:
+        raise Invalid(
+            "model.source: engine 'reference' needs a directory, a packaged name or a hub id", field="model.source"
+        )
+    if model.engine == "python":
+        raise Invalid("model.engine: choose 'reference' or 'command'", field="model.engine")
+
+
+def _check_functions(spec: EndpointSpec) -> None:
+    if spec.model is not None:
+        raise Invalid("model: only an endpoint of kind 'model' has one; set kind to 'model'", field="model")
+    if not spec.functions:
+        raise Invalid("functions: give at least one; mark a function with @app.remote", field="functions")
+    if len(spec.bundle) != 64 or not set(spec.bundle) <= set("0123456789abcdef"):
+        raise Invalid("bundle: give the SHA-256 (64 hexadecimal digits) of the uploaded bundle", field="bundle")
+    seen: set[str] = set()
+    for index, function in enumerate(spec.functions):
+        at = f"functions[{index}]"
+        if function.name in seen or not function.name:
+            raise Invalid(f"{at}.name: {function.name!r} is empty or there twice", field=f"{at}.name")
+        seen.add(function.name)
+        if not 1 <= function.concurrency <= SLOTS_MAX:
+            raise Invalid(
+                f"{at}.concurrency: {function.concurrency} must be from 1 to {SLOTS_MAX}", field=f"{at}.concurrency"
+            )
+        for name in ("timeout_s", "queue_timeout_s", "max_queue_time_s"):
+            if not getattr(function, name) > 0:
+                raise Invalid(f"{at}.{name}: must be above 0 seconds", field=f"{at}.{name}")
+
+
+def check_scale(scale: ScaleSpec) -> None:
+    """Raises `Invalid` for settings that cannot work."""
+    rules = (
+        ("cold_workers", 0 <= scale.cold_workers <= WORKERS_MAX, f"from 0 to {WORKERS_MAX}"),
+        ("max_workers", 1 <= scale.max_workers <= WORKERS_MAX, f"from 1 to {WORKERS_MAX}"),
+        ("min_load", 0 <= scale.min_load < math.inf, "0 or more"),
+        ("min_cold_load", 0 <= scale.min_cold_load < math.inf, "0 or more"),
+        ("target_util", 0 < scale.target_util <= 1, "above 0 and at most 1"),
+        ("cold_mult", 0 <= scale.cold_mult < math.inf, "0 or more"),
+        ("max_queue_time", 0 < scale.max_queue_time < math.inf, "above 0 seconds"),
+        ("target_queue_time", 0 < scale.target_queue_time < math.inf, "above 0 seconds"),
+        ("inactivity_timeout", _finite(scale.inactivity_timeout), "a number of seconds, or null"),
+        (
+            "target_concurrency",
+            scale.target_concurrency is None or 0 < scale.target_concurrency < math.inf,
+            "above 0, or null",
+        ),
+    )
+    for name, good, possible in rules:
+        if not good:
+            raise Invalid(f"scale.{name}: {getattr(scale, name)} must be {possible}", field=f"scale.{name}")
+    if scale.cold_workers > scale.max_workers:
+        raise Invalid(
+            f"scale.cold_workers: {scale.cold_workers} is above max_workers={scale.max_workers}; raise max_workers",
+            field="scale.cold_workers",
+        )
+
+
+def _finite(value: float | None) -> bool:
+    return value is None or math.isfinite(value)

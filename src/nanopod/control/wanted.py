@@ -1,0 +1,135 @@
+"""What agents are told: the whole set of instances their machine shall run, sent at each change."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import Final
+
+from nanopod.control.live import Live
+from nanopod.control.ports import Agents, Clock, Reads, Secrets, Store
+from nanopod.model.chain import Instance, Revision
+from nanopod.model.endpoint import InstanceSpec
+from nanopod.model.errors import NanopodError
+from nanopod.model.wire import Wanted
+
+log = logging.getLogger(__name__)
+
+GRACE_S: Final = 30.0
+LEASE_S: Final = 60.0
+RETRY_S: Final = 1.0
+
+
+def instance_spec(instance: Instance, revision: Revision, token: str) -> InstanceSpec:
+    """Everything a node needs to run this start of an instance."""
+    assert instance.node_id is not None
+    return InstanceSpec(
+        instance_id=instance.instance_id,
+        epoch=instance.epoch,
+        workspace_id=instance.workspace_id,
+        endpoint_id=instance.endpoint_id,
+        revision_id=instance.revision_id,
+        node_id=instance.node_id,
+        app=revision.spec,
+        slots=instance.slots,
+        join_token=token,
+        grace_s=GRACE_S,
+        lease_s=LEASE_S,
+    )
+
+
+class WantedPusher:
+    """Tells each machine what it shall run, within a loop turn of the commit that decided it.
+
+    `fallback` are the addresses workers dial while no gateway has introduced itself. `era` counts the starts of this
+    store's server, so generations rise over restarts, too.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        live: Live,
+        agents: Agents,
+        secrets: Secrets,
+        clock: Clock,
+        era: int,
+        fallback: tuple[str, ...] = (),
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._agents = agents
+        self._secrets = secrets
+        self._clock = clock
+        self._generation = era << 32
+        self._fallback = fallback
+        self._changed = asyncio.Event()
+        self._sent: dict[str, tuple[list[InstanceSpec], tuple[str, ...]]] = {}
+
+    def changed(self) -> None:
+        """Something that a machine shall run may have changed."""
+        self._changed.set()
+
+    def renew(self, machine_id: str) -> None:
+        """The machine's agent (re)connected: tell it everything again."""
+        self._sent.pop(machine_id, None)
+        self._changed.set()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where workers dial."""
+        return tuple(dict.fromkeys(a for known in self._live.gateways.values() for a in known)) or self._fallback
+
+    def build(self, read: Reads, machine_id: str, now: float) -> tuple[list[InstanceSpec], float | None]:
+        """(what the machine shall run now, when that changes by the passing of time)."""
+        wanted: list[InstanceSpec] = []
+        later: list[float] = []
+        for instance in read.instances_on(machine_id):
+            if instance.intent != "run" or instance.phase in ("ended", "failed"):
+                continue
+            if instance.not_before > now:
+                later.append(instance.not_before)
+                continue
+            revision = read.revision(instance.revision_id)
+            if revision is not None:
+                token = self._secrets.join_token(instance.instance_id, instance.epoch)
+                wanted.append(instance_spec(instance, revision, token))
+        return wanted, min(later, default=None)
+
+    async def run(self) -> None:
+        """Push until cancelled."""
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            try:
+                now = self._clock()
+                machines = list(self._agents.machines())
+
+                def build_all(
+                    read: Reads, machines: list[str] = machines, now: float = now
+                ) -> list[tuple[list[InstanceSpec], float | None]]:
+                    return [self.build(read, machine_id, now) for machine_id in machines]
+
+                built = await self._store.read(build_all)
+            except NanopodError as error:
+                log.error("wanted=not built reason=%s", error)
+                self._changed.set()
+                await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))
+                continue
+            later = [due for _, due in built if due is not None]
+            if timer is not None:
+                timer.cancel()
+            timer = loop.call_later(max(0.0, min(later) - now), self._changed.set) if later else None
+            for machine_id, (wanted, _) in zip(machines, built, strict=True):
+                self._push(machine_id, wanted)
+
+    def _push(self, machine_id: str, wanted: list[InstanceSpec]) -> None:
+        content = (wanted, self.addresses)
+        if self._sent.get(machine_id) == content:
+            return
+        self._generation += 1
+        self._sent[machine_id] = content
+        self._agents.push(machine_id, Wanted(self._generation, wanted, self.addresses))
+        log.info("machine=%s wanted=%d generation=%d", machine_id, len(wanted), self._generation)

@@ -1,0 +1,61 @@
+"""`python -m nanopod.server --data-dir D`: the server process in the foreground."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+from nanopod.model.errors import NanopodError
+from nanopod.model.layout import Layout
+
+
+async def _run(layout: Layout) -> None:
+    from nanopod.server.assemble import Server
+
+    server = Server(layout)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    # What is loaded now stays: keep the collector from walking it again and again.
+    gc.collect()
+    gc.freeze()
+    await server.run()
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    """uvloop's loop where there is a wheel for the platform, asyncio's elsewhere."""
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 0 after a clean stop, 2 when its settings cannot work, 1 for anything else."""
+    parser = argparse.ArgumentParser(prog="python -m nanopod.server", description=__doc__)
+    parser.add_argument("--data-dir", type=Path, required=True, help="the cloud's data directory")
+    parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    args = parser.parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr, level=args.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+    )
+    os.umask(0o077)  # whatever this process makes is its owner's alone
+    try:
+        with asyncio.Runner(loop_factory=_new_loop) as runner:
+            runner.run(_run(Layout(args.data_dir.absolute())))
+    except NanopodError as error:
+        logging.getLogger("nanopod.server").critical("server=cannot start reason=%s", error.message)
+        return 2 if error.status < 500 else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,66 @@
+"""The ASGI application: every operation of every noun, behind authentication and the one error mapping."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from nanopod.server.api import blobs, capacities, deployments, endpoints, instances, keys, nodes, openapi, status, usage
+from nanopod.server.api.auth import authenticate
+from nanopod.server.api.context import Context, Operation
+from nanopod.server.api.errors import error_answer, on_http_exception
+
+log = logging.getLogger(__name__)
+
+OPERATIONS: Final[tuple[Operation, ...]] = (
+    *endpoints.OPERATIONS,
+    *deployments.OPERATIONS,
+    *instances.OPERATIONS,
+    *nodes.OPERATIONS,
+    *capacities.OPERATIONS,
+    *keys.OPERATIONS,
+    *usage.OPERATIONS,
+    *blobs.OPERATIONS,
+    *status.OPERATIONS,
+)
+
+
+def make_app(context: Context) -> Starlette:
+    """The application on a context."""
+    routes = [
+        Route(operation.path, _guarded(context, operation), methods=[operation.method]) for operation in OPERATIONS
+    ]
+    routes.append(Route("/openapi.json", openapi.make_handler(OPERATIONS), methods=["GET"]))
+    return Starlette(routes=_in_order(routes), exception_handlers={HTTPException: on_http_exception})
+
+
+def _in_order(routes: list[Route]) -> list[Route]:
+    """Fixed paths before those with a variable, so that a name never hides a path."""
+    return sorted(routes, key=lambda route: route.path.count("{"))
+
+
+def _guarded(context: Context, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    """The handler with authentication in front and errors behind."""
+
+    @functools.wraps(operation.handler)
+    async def handle(request: Request) -> Response:
+        try:
+            key = await authenticate(context, request, operation.scope)
+            return await operation.handler(context, request, key)
+        except ClientDisconnect:
+            return Response(status_code=499)
+        except Exception as error:
+            answer = error_answer(error)
+            if answer.status_code >= 500:
+                log.warning("api=%s path=%s status=%d", operation.method, request.url.path, answer.status_code)
+            return answer
+
+    return handle

@@ -1,0 +1,37 @@
+"""Blobs: uploaded bundles, named by their SHA-256."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanopod.model.chain import Key
+from nanopod.server.api.answers import answer
+from nanopod.server.api.bodies import TooLarge
+from nanopod.server.api.context import Context, Operation
+from nanopod.store.blobs import BLOB_BYTES_MAX
+
+
+async def head_blob(context: Context, request: Request, _key: Key) -> Response:
+    """204 when it is here, 404 when not."""
+    size = context.blobs.size(request.path_params["sha256"])
+    return Response(status_code=404 if size is None else 204)
+
+
+async def put_blob(context: Context, request: Request, _key: Key) -> Response:
+    """Keep a blob: 201, or 200 when it was here already."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > BLOB_BYTES_MAX:
+        raise TooLarge(f"a blob may have at most {BLOB_BYTES_MAX >> 20} MiB")
+    digest = request.path_params["sha256"]
+    fresh = await context.blobs.put(digest, request.stream())
+    size = context.blobs.size(digest)
+    return answer({"object": "blob", "sha256": digest, "size": size}, 201 if fresh else 200)
+
+
+OPERATIONS: Final = (
+    Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?"),
+    Operation("PUT", "/v1/blobs/{sha256}", put_blob, "Upload a blob; its digest is verified on the way"),
+)

@@ -1,0 +1,227 @@
+"""Endpoints: create or update from a specification, look, keep alive, delete."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanopod.control.update import Update, check, compare, fingerprinted
+from nanopod.control.views import endpoint_view
+from nanopod.model.chain import Deployment, Endpoint, Instance, Key, Revision
+from nanopod.model.endpoint import EndpointSpec
+from nanopod.model.errors import Conflict, NotFound
+from nanopod.server.api.answers import answer, page, whole_list
+from nanopod.server.api.bodies import body_as
+from nanopod.server.api.context import Context, Operation
+from nanopod.server.api.errors import CodedError
+from nanopod.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+Whole = tuple[Endpoint, Deployment, Revision, list[Instance]]
+CAPACITY: Final = "default"
+
+
+def _whole(read: Transaction, endpoint: Endpoint) -> Whole:
+    """An endpoint with everything its view shows."""
+    deployment = read.deployment_of(endpoint.endpoint_id)
+    revision = read.revision(endpoint.revision_id)
+    assert deployment is not None and revision is not None, "written together with the endpoint"
+    return endpoint, deployment, revision, read.instances_of(endpoint.endpoint_id)
+
+
+def _find(read: Transaction, key: Key, reference: str) -> Endpoint:
+    """A living endpoint of the key's workspace by id, `name` or `name:tag`. Raises `NotFound`."""
+    found = read.endpoint_named(key.workspace_id, reference)
+    if found is None:
+        known = ", ".join(e.full_name for e in read.endpoints(key.workspace_id)[:20]) or "none yet"
+        raise NotFound(f"there is no endpoint {reference!r} in this workspace (there are: {known})")
+    return found
+
+
+async def put_endpoint(context: Context, request: Request, key: Key) -> Response:
+    """Create an endpoint, or bring the one with this name and tag to the specification. `?dry_run=1` only plans."""
+    spec = fingerprinted(await body_as(request, EndpointSpec))
+    check(spec)
+    if request.query_params.get("dry_run") in ("1", "true"):
+        found, update = await context.store.read(lambda read: _compare(read, key, spec))
+        shown = await context.store.read(lambda read: _whole(read, found)) if found else None
+        return answer(_result(context, shown, update))
+    have_bundle = not spec.bundle or context.blobs.has(spec.bundle)
+    now = context.clock()
+    ids = [context.new_id(kind) for kind in ("endpoint", "revision", "deployment")]
+
+    def write(write: Transaction) -> tuple[Whole, Update]:
+        found, update = _compare(write, key, spec)
+        if update.tier >= 2 and not have_bundle:
+            conflict = Conflict(
+                f"bundle: blob {spec.bundle} was not uploaded; PUT /v1/blobs/{spec.bundle} first", field="bundle"
+            )
+            raise CodedError(conflict, "blob_missing")
+        if found is None:
+            return _whole(write, _create(write, key, spec, ids, now)), update
+        return _whole(write, _apply(write, found, spec, update, ids[1], now)), update
+
+    whole, update = await context.store.write(write)
+    log.info(
+        "endpoint=%s action=%s tier=%d key=%s reason=%s",
+        *(whole[0].full_name, update.action, update.tier, key.key_id, "; ".join(update.reasons)),
+    )
+    return answer(_result(context, whole, update), 201 if update.action == "created" else 200)
+
+
+def _result(context: Context, whole: Whole | None, update: Update) -> dict[str, Any]:
+    return {
+        "endpoint": endpoint_view(*whole, context.live) if whole else None,
+        "action": update.action,
+        "tier": update.tier,
+        "changed": update.changed,
+        "reasons": update.reasons,
+    }
+
+
+def _compare(read: Transaction, key: Key, spec: EndpointSpec) -> tuple[Endpoint | None, Update]:
+    """The endpoint with this identity, and what the specification changes. Raises `Conflict`."""
+    found = read.endpoint_named(key.workspace_id, f"{spec.name}:{spec.tag}")
+    if found is not None and found.kind != spec.kind:
+        raise Conflict(
+            f"kind: {found.full_name} is a {found.kind} endpoint; delete it first, or choose another name or tag",
+            field="kind",
+        )
+    if spec.model is not None:
+        owner = read.model_owner(key.workspace_id, spec.model.model_id)
+        if owner is not None and (found is None or owner.endpoint_id != found.endpoint_id):
+            raise Conflict(
+                f"model.model_id: {spec.model.model_id!r} is served by endpoint {owner.full_name} already; "
+                "choose another model_id or delete that endpoint",
+                field="model.model_id",
+            )
+    revision = read.revision(found.revision_id) if found else None
+    return found, compare(found, revision, spec)
+
+
+def _create(write: Transaction, key: Key, spec: EndpointSpec, ids: list[str], now: float) -> Endpoint:
+    endpoint_id, revision_id, deployment_id = ids
+    capacity = write.capacity_named(key.workspace_id, CAPACITY)
+    assert capacity is not None, "every workspace has its default capacity"
+    write.add_endpoint(endpoint_id, key.workspace_id, spec, revision_id, now)
+    write.add_revision(revision_id, endpoint_id, spec, now)
+    write.add_deployment(deployment_id, endpoint_id, key.workspace_id, capacity.capacity_id, revision_id, now)
+    _announce(write, endpoint_id, "created", now)
+    made = write.endpoint(endpoint_id)
+    assert made is not None
+    return made
+
+
+def _apply(
+    write: Transaction, found: Endpoint, spec: EndpointSpec, update: Update, revision_id: str, now: float
+) -> Endpoint:
+    """Bring an endpoint to a specification. Asking for it again after a failure is asking to try again."""
+    values: dict[str, Any] = {"heartbeat_at": now}
+    if spec.version_label != found.version_label:
+        values["version_label"] = spec.version_label
+    if "scale" in update.changed:
+        values |= {"scale": spec.scale, "scale_fingerprint": spec.fingerprints.scale, "ttl_s": spec.ttl_s}
+    revision = write.revision(found.revision_id)
+    again = found.failure is not None or (revision is not None and revision.failures > 0)
+    if update.tier >= 2:
+        write.add_revision(revision_id, found.endpoint_id, spec, now)
+        values["revision_id"] = revision_id
+    elif again:
+        write.set_revision(found.revision_id, failures=0, failure=None)
+    if update.tier or again:
+        values |= {"updated_at": now, "failure": None}
+        if found.target == 0 and (update.tier >= 2 or again):
+            # It may have been stopped, or asleep: decide as for a new endpoint, which starts a worker to try it.
+            values |= {"target": -1, "scale_state": b""}
+    write.set_endpoint(found, **values)
+    if update.tier >= 2 or again:
+        deployment = write.deployment_of(found.endpoint_id)
+        assert deployment is not None
+        write.set_deployment(
+            deployment, revision_id=values.get("revision_id", found.revision_id), fails=0, not_before=0.0
+        )
+        write.signal("deployment", deployment.deployment_id, now)
+    if update.tier or again:
+        words = "; ".join(update.reasons) if update.tier else "asked for again after a failure"
+        _announce(write, found.endpoint_id, f"{update.action}: {words}", now)
+    made = write.endpoint(found.endpoint_id)
+    assert made is not None
+    return made
+
+
+def _announce(write: Transaction, endpoint_id: str, message: str, now: float) -> None:
+    write.tell("endpoint", endpoint_id, endpoint_id, message, now)
+    write.signal("endpoint", endpoint_id, now)
+    write.hint("tables")
+
+
+async def list_endpoints(context: Context, request: Request, key: Key) -> Response:
+    """Every endpoint of the workspace, oldest first."""
+    found = await context.store.read(
+        lambda read: [_whole(read, endpoint) for endpoint in read.endpoints(key.workspace_id)]
+    )
+    return whole_list(request, found, lambda whole: endpoint_view(*whole, context.live))
+
+
+async def get_endpoint(context: Context, request: Request, key: Key) -> Response:
+    """One endpoint by id, `name` or `name:tag`."""
+    reference = request.path_params["id"]
+    whole = await context.store.read(lambda read: _whole(read, _find(read, key, reference)))
+    return answer(endpoint_view(*whole, context.live))
+
+
+async def delete_endpoint(context: Context, request: Request, key: Key) -> Response:
+    """Delete an endpoint: no new requests from now on, running ones finish, then its workers end."""
+    reference = request.path_params["id"]
+    now = context.clock()
+
+    def delete(write: Transaction) -> Endpoint:
+        found = _find(write, key, reference)
+        write.set_endpoint(found, deleted_at=now, updated_at=now)
+        _announce(write, found.endpoint_id, "deleted by request", now)
+        return replace(found, deleted_at=now)
+
+    gone = await context.store.write(delete)
+    log.info("endpoint=%s action=deleted key=%s", gone.full_name, key.key_id)
+    return answer({"id": gone.endpoint_id, "object": "endpoint", "name": gone.name, "tag": gone.tag, "deleted": True})
+
+
+async def heartbeat(context: Context, request: Request, key: Key) -> Response:
+    """A client of this endpoint is alive; what a ttl counts from."""
+    reference = request.path_params["id"]
+    now = context.clock()
+
+    def beat(write: Transaction) -> Endpoint:
+        found = _find(write, key, reference)
+        write.heartbeat(found.endpoint_id, now)
+        return found
+
+    found = await context.store.write(beat)
+    return answer({"id": found.endpoint_id, "object": "endpoint", "ttl_s": found.ttl_s, "heartbeat_at": int(now)})
+
+
+async def list_events(context: Context, request: Request, key: Key) -> Response:
+    """The story of an endpoint and its instances: the last decisions with their reasons, newest first."""
+    reference = request.path_params["id"]
+    story = await context.store.read(lambda read: read.story(_find(read, key, reference).endpoint_id, 200))
+    data = [{"at": at, "kind": kind, "id": id_, "message": message} for at, kind, id_, message in story]
+    return page(data)
+
+
+OPERATIONS: Final = (
+    Operation(
+        "POST", "/v1/endpoints", put_endpoint, "Create or update an endpoint", body=EndpointSpec, query=("dry_run",)
+    ),
+    Operation(
+        "GET", "/v1/endpoints", list_endpoints, "List endpoints", scope="read", query=("limit", "starting_after")
+    ),
+    Operation("GET", "/v1/endpoints/{id}", get_endpoint, "One endpoint", scope="read"),
+    Operation("DELETE", "/v1/endpoints/{id}", delete_endpoint, "Delete an endpoint"),
+    Operation("POST", "/v1/endpoints/{id}/heartbeat", heartbeat, "Keep an endpoint with a ttl alive"),
+    Operation("GET", "/v1/endpoints/{id}/events", list_events, "Why it is as it is", scope="read"),
+)

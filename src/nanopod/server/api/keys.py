@@ -1,0 +1,123 @@
+"""API keys and workspaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanopod.model.chain import Key
+from nanopod.model.errors import Invalid, NotFound
+from nanopod.model.ids import NAME_PATTERN, make_key
+from nanopod.server.api.answers import answer, whole_list
+from nanopod.server.api.auth import SCOPES, digest_of
+from nanopod.server.api.bodies import body_as
+from nanopod.server.api.context import Context, Operation
+from nanopod.store.transaction import Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key to be made. `endpoints` limits it to calls of these; `expires_in_s` None: never expires."""
+
+    name: str
+    scopes: tuple[str, ...] = ("admin",)
+    endpoints: tuple[str, ...] | None = None
+    expires_in_s: float | None = None
+
+
+def show(key: Key) -> dict[str, Any]:
+    """A key as the API shows it, without its secret."""
+    return {
+        "id": key.key_id,
+        "object": "key",
+        "name": key.name,
+        "workspace_id": key.workspace_id,
+        "scopes": key.scopes,
+        "endpoints": key.endpoints,
+        "created_at": int(key.created_at),
+        "expires_at": int(key.expires_at) if key.expires_at is not None else None,
+        "last_used_at": int(key.last_used_at) if key.last_used_at is not None else None,
+        "revoked_at": int(key.revoked_at) if key.revoked_at is not None else None,
+    }
+
+
+def check(wanted: NewKey) -> None:
+    """Raises `Invalid` naming the field and what is possible."""
+    if not NAME_PATTERN.fullmatch(wanted.name):
+        raise Invalid("name: use letters, digits and . _ -, beginning with a letter or digit", field="name")
+    unknown = [scope for scope in wanted.scopes if scope not in SCOPES]
+    if unknown or not wanted.scopes:
+        raise Invalid(f"scopes: choose from {', '.join(SCOPES)} (seen: {', '.join(unknown) or 'none'})", field="scopes")
+    if wanted.expires_in_s is not None and wanted.expires_in_s <= 0:
+        raise Invalid("expires_in_s: give a number of seconds above 0, or leave it out", field="expires_in_s")
+
+
+async def create_key(context: Context, request: Request, key: Key) -> Response:
+    """Make a key; its secret is shown this once."""
+    wanted = await body_as(request, NewKey)
+    check(wanted)
+    now = context.clock()
+    key_id, text = make_key(context.random_bytes(40))
+    made = Key(
+        key_id=key_id,
+        workspace_id=key.workspace_id,
+        name=wanted.name,
+        digest=digest_of(context.secrets.pepper, text),
+        scopes=wanted.scopes,
+        endpoints=wanted.endpoints,
+        created_at=now,
+        expires_at=now + wanted.expires_in_s if wanted.expires_in_s is not None else None,
+        last_used_at=None,
+        revoked_at=None,
+    )
+    await context.store.write(lambda write: write.add_key(made))
+    return answer({**show(made), "key": text}, 201)
+
+
+async def list_keys(context: Context, request: Request, key: Key) -> Response:
+    """Every key of the workspace, newest first, revoked ones as well."""
+    found = await context.store.read(lambda read: read.api_keys(key.workspace_id))
+    return whole_list(request, found, show)
+
+
+async def revoke_key(context: Context, request: Request, key: Key) -> Response:
+    """Revoke a key by id or name. Revoking it again changes nothing."""
+    reference = request.path_params["id"]
+    now = context.clock()
+
+    def revoke(write: Transaction) -> Key:
+        known = write.api_keys(key.workspace_id)
+        found = [k for k in known if k.key_id == reference] or [
+            k for k in known if k.name == reference and k.revoked_at is None
+        ]
+        if not found:
+            raise NotFound(f"there is no key {reference!r} here; nanopod keys list shows those there are")
+        if len(found) > 1:
+            raise Invalid(f"{len(found)} keys are named {reference!r}: give the id of one of them", field="id")
+        if found[0].revoked_at is None:
+            write.revoke_key(found[0].key_id, now)
+        after = write.key(found[0].key_id)
+        assert after is not None
+        return after
+
+    return answer(show(await context.store.write(revoke)))
+
+
+async def list_workspaces(context: Context, request: Request, key: Key) -> Response:
+    """The workspace this key belongs to."""
+    found = await context.store.read(lambda read: read.workspaces())
+    mine = [row for row in found if row[0] == key.workspace_id]
+    return whole_list(
+        request, mine, lambda row: {"id": row[0], "object": "workspace", "name": row[1], "created_at": int(row[2])}
+    )
+
+
+OPERATIONS: Final = (
+    Operation("POST", "/v1/keys", create_key, "Make an API key", body=NewKey),
+    Operation("GET", "/v1/keys", list_keys, "List API keys", query=("limit", "starting_after")),
+    Operation("DELETE", "/v1/keys/{id}", revoke_key, "Revoke an API key at once"),
+    Operation("GET", "/v1/workspaces", list_workspaces, "List workspaces", scope="read"),
+)

@@ -1,0 +1,239 @@
+"""Joins the ports of `control` to their adapters and runs the whole server; nobody else does."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import secrets
+import socket
+import time
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Final
+
+from nanopod.control.capacity import CapacityReconciler, MachineReconciler
+from nanopod.control.deployment import DeploymentReconciler
+from nanopod.control.driver import Driver
+from nanopod.control.endpoint import EndpointReconciler, Watch
+from nanopod.control.instance import InstanceReconciler
+from nanopod.control.live import Live
+from nanopod.control.pulse import Pulse
+from nanopod.control.tables import TablesPublisher
+from nanopod.control.wanted import WantedPusher
+from nanopod.drivers.link import messages
+from nanopod.model.errors import Conflict
+from nanopod.model.ids import make_id
+from nanopod.model.layout import Layout
+from nanopod.server import first_start
+from nanopod.server.api.context import Context
+from nanopod.server.links import AgentLinks, GatewayLinks
+from nanopod.store.blobs import BlobStore
+from nanopod.store.sqlite import SqliteStore
+from nanopod.store.transaction import Transaction
+
+if TYPE_CHECKING:
+    import uvicorn
+
+log = logging.getLogger(__name__)
+
+LOCK_S_MAX: Final = 5.0
+"""A server that was just killed may hold its lock for a moment longer."""
+DRAIN_S_MAX: Final = 5
+LISTEN_BACKLOG: Final = 512
+
+
+def new_id(kind: str) -> str:
+    """A new random id of a kind of `model.ids.PREFIXES`."""
+    return make_id(kind, secrets.token_bytes(21))
+
+
+def lock(data: Path) -> IO[str]:
+    """Take `<data>/server.lock` for this process. Raises `Conflict` when another server holds it."""
+    path = data / "server.lock"
+    file = open(path, "a+")  # noqa: SIM115 - held until the process ends
+    limit = time.monotonic() + LOCK_S_MAX
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except OSError:
+            if time.monotonic() > limit:
+                file.seek(0)
+                owner = file.read().strip() or "unknown"
+                file.close()
+                raise Conflict(
+                    f"another nanopod server (pid {owner}) owns {data}: stop it first with: nanopod down"
+                ) from None
+            time.sleep(0.05)
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+class Server:
+    """One server on one data directory. `run` returns when it was told to `stop` and everything is committed."""
+
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
+        self._stop = asyncio.Event()
+        self._http: uvicorn.Server | None = None
+
+    def stop(self) -> None:
+        """Finish what is running, then end."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Serve until stopped. Raises `NanopodError` with a clear sentence when it cannot start."""
+        began = time.monotonic()
+        for directory in (self.layout.data, self.layout.run, self.layout.blobs):
+            directory.mkdir(parents=True, exist_ok=True)
+        self.layout.run.chmod(0o700)
+        held = lock(self.layout.data)
+        store = SqliteStore(self.layout.database)
+        try:
+            await self._serve(store, began)
+        finally:
+            await store.close()
+            held.close()
+
+    async def _serve(self, store: SqliteStore, began: float) -> None:
+        has_keys = bool(await store.read(lambda read: read.api_keys()))
+        pepper = first_start.load_pepper(self.layout, has_keys=has_keys)
+        admin_key = first_start.read_admin_key(self.layout)
+        now = time.time()
+
+        def prepare(write: Transaction) -> tuple[str, int]:
+            return first_start.prepare(write, pepper, admin_key, now)
+
+        cluster_id, era = await store.write(prepare)
+        first_start.publish_admin_key(self.layout)
+
+        keeper = first_start.FileSecrets(pepper)
+        live, clock = Live(), time.time
+        watch = Watch(live)
+        pulse = Pulse(store, live, watch, clock, on_links=lambda: tables.changed())
+        gateways = GatewayLinks(
+            store, live, pulse, current=lambda: tables.current, on_addresses=lambda: wanted.changed()
+        )
+        agents = AgentLinks(store, live, pulse, clock, renew=lambda machine_id: wanted.renew(machine_id))
+        tables = TablesPublisher(store, live, gateways, keeper, clock, era)
+        fallback = (f"unix:{self.layout.gateway_socket}",)
+        wanted = WantedPusher(store, live, agents, keeper, clock, era, fallback)
+        reconcilers = (
+            EndpointReconciler(live, watch),
+            DeploymentReconciler(live, new_id),
+            InstanceReconciler(live),
+            CapacityReconciler(),
+            MachineReconciler(live, now),
+        )
+        driver = Driver(store, reconcilers, clock, owner=f"{os.getpid()}.{era}")
+
+        def on_hints(topics: frozenset[str]) -> None:
+            driver.hint(topics)
+            if "tables" in topics:
+                tables.changed()
+            if "wanted" in topics:
+                wanted.changed()
+
+        store.on_hints = on_hints
+        await self._wake_all(store, now)
+        blobs = BlobStore(self.layout.blobs, self.layout.blob)
+        context = Context(store, blobs, live, tables, keeper, clock, new_id, secrets.token_bytes, cluster_id, now)
+        with _tasks(
+            {"driver": driver.run(), "tables": tables.run(), "wanted": wanted.run(), "pulse": pulse.run()}, self.stop
+        ):
+            control = await messages.serve(self.layout.control_socket, gateways.handle)
+            agent = await messages.serve(self.layout.agent_socket, agents.handle)
+            http = await self._listen(context)
+            log.info("server=ready start_ms=%d era=%d", (time.monotonic() - began) * 1000, era)
+            await asyncio.to_thread(blobs.sweep)
+            await self._stop.wait()
+            log.info("server=stopping")
+            self._http_stop()
+            await http
+            control.close()
+            agent.close()
+            await asyncio.gather(gateways.close(), agents.close())
+
+    async def _wake_all(self, store: SqliteStore, now: float) -> None:
+        """Everything is looked at once after a start: whatever was interrupted goes on."""
+
+        def wake(write: Transaction) -> None:
+            for endpoint in write.endpoints(deleted=True):
+                write.signal("endpoint", endpoint.endpoint_id, now)
+            for deployment in write.deployments():
+                write.signal("deployment", deployment.deployment_id, now)
+            for instance in write.instances_live():
+                write.signal("instance", instance.instance_id, now)
+            for capacity in write.capacities():
+                write.signal("capacity", capacity.capacity_id, now)
+            for machine_id in {node.machine_id for node in write.nodes()}:
+                write.signal("machine", machine_id, now)
+
+        await store.write(wake, durable=False)
+
+    async def _listen(self, context: Context) -> asyncio.Task[None]:
+        """Serve the API on its unix socket."""
+        import uvicorn
+
+        from nanopod.server.api.app import make_app
+
+        path = self.layout.server_socket
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        before = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(before)
+        listener.listen(LISTEN_BACKLOG)
+        config = uvicorn.Config(
+            make_app(context),
+            lifespan="off",
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_graceful_shutdown=DRAIN_S_MAX,
+            timeout_keep_alive=75,
+        )
+
+        class Quiet(uvicorn.Server):
+            """Leaves the signals to us."""
+
+            @contextlib.contextmanager
+            def capture_signals(self) -> Iterator[None]:
+                yield
+
+        self._http = Quiet(config)
+        task = asyncio.create_task(self._http.serve(sockets=[listener]))
+        task.add_done_callback(lambda _: self.stop())
+        while not self._http.started and not task.done():  # noqa: ASYNC110 - it has no event to wait for
+            await asyncio.sleep(0.001)
+        return task
+
+    def _http_stop(self) -> None:
+        if self._http is not None:
+            self._http.should_exit = True
+
+
+@contextlib.contextmanager
+def _tasks(coroutines: dict[str, Coroutine[Any, Any, None]], on_failure: Any) -> Iterator[None]:
+    """Run coroutines beside the body. One that fails ends the process: its supervisor starts a fresh one."""
+    tasks = {name: asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()}
+
+    def done(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("task=%s failed", task.get_name(), exc_info=task.exception())
+            on_failure()
+
+    for task in tasks.values():
+        task.add_done_callback(done)
+    try:
+        yield
+    finally:
+        for task in tasks.values():
+            task.cancel()

@@ -1,0 +1,291 @@
+"""The server's ends of the message links: gateways on the control socket, node agents on the agent socket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from typing import Any, Final
+
+from nanopod.control.live import Live
+from nanopod.control.observe import observe_machine
+from nanopod.control.ports import Clock
+from nanopod.control.pulse import Pulse
+from nanopod.drivers.link.messages import LinkClosed, MessageLink
+from nanopod.model.endpoint import ObservedInstance
+from nanopod.model.errors import NanopodError
+from nanopod.model.wire import (
+    AgentHello,
+    AgentWelcome,
+    AnyMessage,
+    Demand,
+    GatewayHello,
+    Heartbeat,
+    MeterAck,
+    MeterSegment,
+    Observed,
+    Samples,
+    Tables,
+    Wanted,
+    WorkerState,
+)
+from nanopod.store.sqlite import SqliteStore
+from nanopod.store.transaction import Transaction
+
+log = logging.getLogger(__name__)
+
+HELLO_S_MAX: Final = 10.0
+SEGMENTS_MAX: Final = 256
+"""Segments of one gateway that may wait for the disk; beyond that its link is cut and it sends them again."""
+RETRY_S_MIN: Final = 0.2
+RETRY_S_MAX: Final = 5.0
+LEASE_S: Final = 60.0
+CLOSE_S_MAX: Final = 2.0
+
+
+async def _first(messages: AsyncIterator[AnyMessage]) -> AnyMessage | None:
+    """The first message of a link; None when there is none in time."""
+    try:
+        async with asyncio.timeout(HELLO_S_MAX):
+            return await anext(messages, None)
+    except TimeoutError:
+        return None
+
+
+class Connections:
+    """The connections of one socket, so that they can be ended in order when the server stops."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Task[None], MessageLink] = {}
+
+    async def handle(self, link: MessageLink, handler: Callable[[MessageLink], Coroutine[Any, Any, None]]) -> None:
+        """Run the handler of one connection, counted among the open ones."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._open[task] = link
+        try:
+            await handler(link)
+        finally:
+            del self._open[task]
+
+    async def close(self) -> None:
+        """Close every connection and wait for its handler."""
+        for link in list(self._open.values()):
+            link.close()
+        if self._open:
+            await asyncio.wait(list(self._open), timeout=CLOSE_S_MAX)
+
+
+class GatewayLinks:
+    """Gateways that are linked: tables go down; demand, samples, worker states and meter segments come up."""
+
+    def __init__(
+        self,
+        store: SqliteStore,
+        live: Live,
+        pulse: Pulse,
+        current: Callable[[], Tables | None],
+        on_addresses: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._pulse = pulse
+        self._current = current
+        self._on_addresses = on_addresses
+        self._links: dict[str, MessageLink] = {}
+        self._open = Connections()
+
+    def push(self, tables: Tables) -> None:
+        """Send new tables to all of them."""
+        for gateway_id, link in list(self._links.items()):
+            try:
+                link.send(tables)
+            except LinkClosed:
+                log.info("gateway=%s tables=not sent", gateway_id)
+
+    async def handle(self, link: MessageLink) -> None:
+        """One connection, from its hello to its end."""
+        await self._open.handle(link, self._handle)
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._open.close()
+
+    async def _handle(self, link: MessageLink) -> None:
+        messages = aiter(link)
+        hello = await _first(messages)
+        if not isinstance(hello, GatewayHello):
+            log.warning("control=refused reason=the first message is no gateway_hello")
+            return
+        gateway_id = hello.gateway_id
+        if (older := self._links.get(gateway_id)) is not None:
+            older.close()
+        self._links[gateway_id] = link
+        before = {key for key, links in self._live.links.items() if gateway_id in links}
+        self._live.gateway_up(gateway_id, hello.addresses)
+        log.info("gateway=%s linked pid=%d addresses=%s", gateway_id, hello.pid, ",".join(hello.addresses))
+        self._on_addresses()
+        self._pulse.links_changed(before)
+        segments: set[asyncio.Task[None]] = set()
+        try:
+            if (tables := self._current()) is not None:
+                link.send(tables)
+            async for message in messages:
+                self._on_message(gateway_id, link, message, segments)
+        except LinkClosed:
+            pass
+        finally:
+            if self._links.get(gateway_id) is link:
+                del self._links[gateway_id]
+                self._pulse.links_changed(self._live.gateway_down(gateway_id))
+                self._on_addresses()
+                log.info("gateway=%s unlinked", gateway_id)
+
+    def _on_message(
+        self, gateway_id: str, link: MessageLink, message: AnyMessage, segments: set[asyncio.Task[None]]
+    ) -> None:
+        if isinstance(message, Samples):
+            self._pulse.samples(gateway_id, message)
+        elif isinstance(message, Demand):
+            self._pulse.demand(message)
+        elif isinstance(message, WorkerState):
+            self._pulse.worker(gateway_id, message)
+        elif isinstance(message, MeterSegment):
+            if len(segments) >= SEGMENTS_MAX:
+                raise LinkClosed("too many segments wait for the disk")
+            task = asyncio.create_task(self._keep(gateway_id, link, message))
+            segments.add(task)
+            task.add_done_callback(segments.discard)
+        else:
+            log.warning("gateway=%s sent=%s: not expected here", gateway_id, type(message).__name__)
+
+    async def _keep(self, gateway_id: str, link: MessageLink, segment: MeterSegment) -> None:
+        """Commit a segment, however long the disk takes, then say so. Records are kept once however often they come."""
+        used: dict[str, float] = {}
+        for record in segment.records:
+            used[record.key_id] = max(used.get(record.key_id, 0.0), record.t_end)
+
+        def put(write: Transaction) -> None:
+            write.put_usage(segment.records)
+            for key_id, at in used.items():
+                write.key_used(key_id, at)
+
+        wait_s = RETRY_S_MIN
+        while not link.closed:
+            try:
+                await self._store.write(put)
+                link.send(MeterAck(segment.segment_id))
+                return
+            except LinkClosed:
+                return  # committed; the gateway sends it again, which changes nothing
+            except NanopodError as error:
+                log.warning("gateway=%s segment=%s waits reason=%s", gateway_id, segment.segment_id, error)
+            await asyncio.sleep(random.uniform(wait_s / 2, wait_s))
+            wait_s = min(RETRY_S_MAX, wait_s * 2)
+
+
+class AgentLinks:
+    """Node agents that are linked: what to run goes down, what runs comes up."""
+
+    def __init__(
+        self, store: SqliteStore, live: Live, pulse: Pulse, clock: Clock, renew: Callable[[str], None]
+    ) -> None:
+        self._store = store
+        self._live = live
+        self._pulse = pulse
+        self._clock = clock
+        self._renew = renew
+        self._links: dict[str, MessageLink] = {}
+        self._open = Connections()
+
+    def machines(self) -> Sequence[str]:
+        """Ids of the machines whose agent is linked."""
+        return list(self._links)
+
+    def push(self, machine_id: str, wanted: Wanted) -> None:
+        """Send a machine what it shall run; nothing happens when its agent is not linked."""
+        link = self._links.get(machine_id)
+        if link is not None:
+            try:
+                link.send(wanted)
+            except LinkClosed:
+                log.info("machine=%s wanted=not sent", machine_id)
+
+    async def handle(self, link: MessageLink) -> None:
+        """One connection, from its hello to its end."""
+        await self._open.handle(link, self._handle)
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self._open.close()
+
+    async def _handle(self, link: MessageLink) -> None:
+        messages = aiter(link)
+        hello = await _first(messages)
+        if not isinstance(hello, AgentHello):
+            log.warning("agents=refused reason=the first message is no agent_hello")
+            return
+        machine_id = hello.machine_id
+        try:
+            await self._join(hello)
+        except NanopodError as error:
+            log.warning("machine=%s refused reason=%s", machine_id, error)
+            return
+        if (older := self._links.get(machine_id)) is not None:
+            older.close()
+        self._links[machine_id] = link
+        self._live.machines[machine_id] = self._clock()
+        log.info("machine=%s linked nodes=%d instances=%d", machine_id, len(hello.nodes), len(hello.instances))
+        try:
+            link.send(AgentWelcome(LEASE_S))
+            self._renew(machine_id)
+            seen: list[ObservedInstance] = hello.instances
+            async for message in messages:
+                self._live.machines[machine_id] = self._clock()
+                if isinstance(message, Observed):
+                    if message.instances != seen:
+                        await self._observe(machine_id, message.instances)
+                        seen = message.instances
+                elif isinstance(message, Heartbeat):
+                    await self._alive(machine_id)
+                else:
+                    log.warning("machine=%s sent=%s: not expected here", machine_id, type(message).__name__)
+        except LinkClosed:
+            pass
+        except NanopodError as error:
+            # It reports everything again when it reconnects, which it does with back-off.
+            log.warning("machine=%s cut reason=%s", machine_id, error)
+        finally:
+            if self._links.get(machine_id) is link:
+                del self._links[machine_id]
+                self._live.machines.pop(machine_id, None)
+                self._pulse.signal([("machine", machine_id)])
+                log.info("machine=%s unlinked", machine_id)
+
+    async def _join(self, hello: AgentHello) -> None:
+        """Write the machine's nodes and instances down; wake whom that concerns."""
+        now = self._clock()
+
+        def join(write: Transaction) -> None:
+            for sku in hello.skus:
+                write.put_sku(sku)
+            for node in hello.nodes:
+                write.put_node(node, hello.boot_id, hello.version, hello.inventory, now)
+            observe_machine(write, hello.machine_id, hello.instances, now)
+            for capacity in write.capacities():
+                write.signal("capacity", capacity.capacity_id, now)
+            write.signal("machine", hello.machine_id, now)
+            for instance in write.instances_live():
+                if instance.node_id is None:
+                    write.signal("instance", instance.instance_id, now)
+
+        await self._store.write(join)
+
+    async def _observe(self, machine_id: str, instances: Sequence[ObservedInstance]) -> None:
+        now = self._clock()
+        await self._store.write(lambda write: observe_machine(write, machine_id, instances, now), durable=False)
+
+    async def _alive(self, machine_id: str) -> None:
+        now = self._clock()
+        await self._store.write(lambda write: write.see_machine(machine_id, now), durable=False)

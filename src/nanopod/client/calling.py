@@ -23,7 +23,7 @@ async def call(function: BoundFunction, args: tuple[Any, ...], kwargs: dict[str,
     payload = encoded(function, args, kwargs)
     route = function.route() or await function.make_ready()
     link = link_to(route.url, route.key)
-    if not link.is_open:
+    if not link.is_open and function.is_local():
         route = await asyncio.to_thread(function.revive, route)
         link = link_to(route.url, route.key)
     header = _header(function, route, link, args, kwargs)
@@ -138,7 +138,7 @@ class RemoteItems:
         args, kwargs = self._arguments
         payload = encoded(function, args, kwargs)
         route = function.route() or await function.make_ready()
-        if not link_to(route.url, route.key).is_open:
+        if not link_to(route.url, route.key).is_open and function.is_local():
             route = await asyncio.to_thread(function.revive, route)
         self._loop = asyncio.get_running_loop()
         self._link = link_to(route.url, route.key)

@@ -117,6 +117,10 @@ class BoundFunction:
 
         return await asyncio.to_thread(self.app._route_now)
 
+    def is_local(self) -> bool:
+        """True when calls go to a cloud that this program started or shares."""
+        return self.app._cloud is not None
+
     def revive(self, route: Route) -> Route:
         """Where calls go now: a local cloud that ended is started again."""
         return self.app._revive(route)

@@ -223,6 +223,8 @@ def _forget() -> None:
     for cloud in _clouds.values():
         if cloud.child is not None:
             atexit.unregister(_end)
+            if cloud.child.stdin is not None:
+                cloud.child.stdin.close()
             cloud.child = None
 
 

@@ -182,7 +182,9 @@ def _from_code(header: calls.Error) -> NanopodError:
     cls = by_code().get(header.code, RemoteError)
     message = header.message or header.code
     if issubclass(cls, DeploymentFailed):
-        error: NanopodError = cls(message, stage=header.stage or "start", log_tail=header.log_tail)
+        stage = header.stage or "start"
+        text = message if stage in message else f"{message} (stage: {stage})"
+        error: NanopodError = cls(text, stage=stage, log_tail=header.log_tail)
     elif issubclass(cls, WorkerLost):
         error = cls(message, started=header.started, preempted="preempt" in message)
     else:

@@ -332,7 +332,9 @@ def _word(column: Column, value: Value) -> str:
         unit = getattr(column, "unit", 1)
         # All digits that a division leaves, so that multiplying again gives the wire value back.
         written = Decimal(str(value)) / unit
-        return format(int(written) if written == written.to_integral_value() else written, "f" if unit > 1 else "")
+        if written == written.to_integral_value():
+            return str(int(written))
+        return format(written, "f" if unit > 1 else "")
     plain = value.replace(" ", "_")
     if _PLAIN.fullmatch(value) and "_" not in value and plain not in _WILDCARDS and _reads_back(column, plain, value):
         return plain

@@ -374,7 +374,7 @@ def _read_options(function: Callable[..., Any], given: dict[str, Any]) -> tuple[
             raise TypeError(f"@app.remote of {name} has no option {option!r}; {advice}")
     parallel = bool(given.get("allow_parallel_requests"))
     options = Options(
-        concurrency=given.get("concurrency") or (PARALLEL_REQUESTS if parallel else None),
+        concurrency=given.get("concurrency", PARALLEL_REQUESTS if parallel else None),
         workload=given.get("workload_calculator"),
         **{
             key: given[key]

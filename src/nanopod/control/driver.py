@@ -141,13 +141,20 @@ class Driver:
                 *(kind, key, fails, delay_s, error or type(error).__name__),
                 exc_info=None if known else error,
             )
-        # While nothing can be written this fails too, and the lease runs out instead.
-        with contextlib.suppress(NanopodError):
-            now = self._clock()
-            due = await self._store.write(
-                lambda write: write.finish(kind, key, token, seq, now, now + delay_s, fails), durable=False
-            )
-            self._is_due(kind, due)
+        await self._give_back(kind, key, token, seq, delay_s, fails)
+
+    async def _give_back(self, kind: str, key: str, token: str, seq: int, delay_s: float, fails: int) -> None:
+        """Finish a claim that came to nothing; while nothing can be written, again until its lease is over anyway."""
+        limit = self._clock() + LEASE_S
+        while (now := self._clock()) < limit:
+
+            def finish(write: Writes, now: float = now) -> float | None:
+                return write.finish(kind, key, token, seq, now, now + delay_s, fails)
+
+            with contextlib.suppress(NanopodError):
+                self._is_due(kind, await self._store.write(finish, durable=False))
+                return
+            await asyncio.sleep(random.uniform(0.5, 1.5))
 
     async def _reconcile(self, reconciler: Reconciler[Any, Any], key: str, token: str, seq: int) -> None:
         kind = reconciler.kind

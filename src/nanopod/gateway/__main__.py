@@ -18,7 +18,6 @@ from nanopod.model.errors import NanopodError
 from nanopod.model.layout import Layout
 
 
-
 def _new_loop() -> asyncio.AbstractEventLoop:
     """uvloop's loop where there is a wheel for the platform, asyncio's elsewhere."""
     try:
@@ -85,8 +84,8 @@ def main() -> int:
     """Run until SIGTERM. Exit codes: 0 drained, 2 the settings cannot work."""
     parser = argparse.ArgumentParser(prog="python -m nanopod.gateway", description="The front door of a nanopod cloud.")
     parser.add_argument("--data-dir", required=True, type=Path, help="the cloud's data directory")
-    parser.add_argument("--listen", default=("127.0.0.1", 8900), type=_address, help="HOST:PORT, default 127.0.0.1:8900")
-    parser.add_argument("--gateway-id", default="gw_local", type=_gateway_id, help="this process, the same after a restart")
+    parser.add_argument("--listen", default=("127.0.0.1", 8900), type=_address, help="HOST:PORT (127.0.0.1:8900)")
+    parser.add_argument("--gateway-id", default="gw_local", type=_gateway_id, help="the same after a restart")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     host, port = args.listen

@@ -8,11 +8,12 @@ import socket
 from typing import TYPE_CHECKING, Final, cast
 
 from nanopod.gateway import tables
+from nanopod.gateway.callframes import error_frame
 from nanopod.gateway.calls import UPLOADING, CallJob
 from nanopod.gateway.server import HIGH_WATER, LOW_WATER, STALLED_S_MAX
 from nanopod.gateway.wheel import Timed
 from nanopod.model import calls, frames, websocket
-from nanopod.model.errors import Conflict, Denied, Invalid, NanopodError, NoCapacity, NotFound, QuotaExceeded
+from nanopod.model.errors import Cancelled, Conflict, Denied, Invalid, NanopodError, NoCapacity, NotFound, QuotaExceeded
 from nanopod.model.wire import KeyRow
 
 if TYPE_CHECKING:
@@ -32,8 +33,8 @@ class ClientLink(asyncio.Protocol, Timed):
     """One linked SDK process."""
 
     __slots__ = (
-        "_dirty", "_greeted", "_gw", "_misses", "_out", "_parser", "_stalled_at", "_transport", "authorization", "closed",
-        "jobs", "key", "paused",
+        "_dirty", "_greeted", "_gw", "_misses", "_out", "_parser", "_stalled_at", "_transport", "authorization",
+        "closed",         "jobs", "key", "paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, key: KeyRow, authorization: str) -> None:
@@ -182,6 +183,9 @@ class ClientLink(asyncio.Protocol, Timed):
                 self._gw.kept.acked(call_id, self.key.workspace_id)
             return
         job = self._gw.calls.get(header.id)
+        if isinstance(header, calls.Cancel) and (job is None or job.client is not self):
+            self._on_late_cancel(header, job)
+            return
         if job is None or job.client is not self:
             return  # it ended meanwhile
         if isinstance(header, calls.Part):
@@ -212,11 +216,7 @@ class ClientLink(asyncio.Protocol, Timed):
         try:
             job = self._admit(call, frame, known)
         except NanopodError as error:
-            self.send(
-                calls.encode(
-                    calls.Error(call.id, error.code, error.message, started=False, retry_after_s=error.retry_after_s)
-                )
-            )
+            self.send(error_frame(call.id, error, False, 1))
             return
         gw.calls[call.id] = job
         job.client = self
@@ -245,16 +245,25 @@ class ClientLink(asyncio.Protocol, Timed):
         route = gw.tables.endpoint(key.workspace_id, call.endpoint)
         if route is None:
             there = ", ".join(gw.tables.names(key.workspace_id)[:10]) or "none yet"
-            raise NotFound(f"there is no endpoint `{call.endpoint}` in this workspace; there is {there}", field="endpoint")
+            text = f"there is no endpoint `{call.endpoint}` in this workspace; there is {there}"
+            raise NotFound(text, field="endpoint")
         if not tables.may_use(key, route):
             raise Denied(f"this key may not call the endpoint `{route.name}`", field="endpoint")
         spec = route.functions.get(call.function)
         if spec is None:
             there = ", ".join(sorted(route.functions)[:20]) or "none"
-            raise NotFound(
-                f"the endpoint `{route.name}:{route.tag}` has no function `{call.function}`; it has {there}", field="function"
-            )
+            text = f"the endpoint `{route.name}:{route.tag}` has no function `{call.function}`; it has {there}"
+            raise NotFound(text, field="function")
         return CallJob(gw, call, gw.pool(route), spec, key)
+
+    def _on_late_cancel(self, header: calls.Cancel, job: CallJob | None) -> None:
+        """A cancellation that survived a lost connection."""
+        if job is None or job.workspace_id != self.key.workspace_id:
+            self.send(error_frame(header.id, Cancelled("cancelled; the call is not known here"), None, 1))
+            return
+        job.found_again(self)
+        if not job.answered:
+            job.cancel(header.reason or "cancelled by the caller")
 
     def _on_part(self, job: CallJob, frame: bytes, payload_bytes: int) -> None:
         if sum(other.bytes_held for other in self.jobs if other.state == UPLOADING) > UPLOAD_BYTES_MAX:

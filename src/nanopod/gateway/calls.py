@@ -16,15 +16,21 @@ import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
+from nanopod.gateway.callframes import CallEnd, decode_end, error_frame, tag_of
 from nanopod.gateway.journal import Dispatch
-from nanopod.gateway.links import CREDIT_BYTES, WorkerLink
+from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
 from nanopod.gateway.pool import Job, Pool
 from nanopod.model import calls, frames
 from nanopod.model.endpoint import FunctionSpec
 from nanopod.model.errors import (
-    CallTimeout, Cancelled, DeploymentFailed, Invalid, NanopodError, NoCapacity, QueueTimeout, WorkerLost, by_code,
+    CallTimeout,
+    Cancelled,
+    DeploymentFailed,
+    Invalid,
+    NanopodError,
+    NoCapacity,
+    QueueTimeout,
+    WorkerLost,
 )  # fmt: skip
 from nanopod.model.wire import KeyRow, MeterRecord
 
@@ -43,26 +49,6 @@ ITEMS_KEPT_MAX: Final = 4 * calls.ITEM_WINDOW
 
 UPLOADING, QUEUED, DISPATCHED, STARTED, HELD, DONE = "uploading", "queued", "dispatched", "started", "held", "done"
 _HEAD: Final = b'{"k":"call"}'
-_CODES: Final = by_code()
-
-
-class CallEnd(msgspec.Struct, frozen=True):
-    """Payload of END."""
-
-    run_us: int = 0
-    ok: bool = True
-
-
-_decode_end: Final = msgspec.json.Decoder(CallEnd).decode
-
-
-def tag_of(frame: bytes) -> str:
-    """The type name of a call frame's header, without decoding the rest. Raises `ValueError` for anything else."""
-    # A header is a small msgpack map whose first key is "t" (the encoder writes the tag first).
-    if len(frame) > 8 and frame[5:7] == b"\xa1t" and frame[7] & 0xE0 == 0xA0:
-        return frame[8 : 8 + (frame[7] & 31)].decode("latin-1")
-    header = calls.decode(frame)[0]
-    return str(header.__struct_config__.tag)
 
 
 class CallJob(Job):
@@ -71,8 +57,8 @@ class CallJob(Job):
     __slots__ = (
         "_cancelled", "_final", "_frames", "_gw", "_items", "_owed", "_untold", "answered", "arrival",
         "attempt", "client", "deadline", "finished_frames", "function_kind", "got", "held_until", "id", "idempotent",
-        "instance_id", "key_id", "queue_deadline", "queue_timeout_s", "queued_at", "resume_until", "revision_id", "size",
-        "started", "state", "timeout_s", "workload", "workspace_id",
+        "instance_id", "key_id", "queue_deadline", "queue_timeout_s", "queued_at", "resume_until", "revision_id",
+        "size",         "started", "state", "timeout_s", "workload", "workspace_id",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, call: calls.Call, pool: Pool, spec: FunctionSpec | None, key: KeyRow) -> None:
@@ -276,7 +262,7 @@ class CallJob(Job):
                 self._gw.just_started.append(self)
             self.state = STARTED
         elif kind == frames.END:
-            self._on_end(_decode_end(payload) if payload else CallEnd())
+            self._on_end(decode_end(payload) if payload else CallEnd())
         elif kind == frames.RESET:
             self._on_reset(*frames.unpack_reset(payload))
         elif not flags & frames.FLAG_OPTIONAL:
@@ -298,9 +284,13 @@ class CallJob(Job):
                 self._items.append(frame)
             if client is not None:
                 client.send(frame)
-        if self._owed >= CREDIT_BYTES and self.link is not None and (self._final or client is None or not client.paused):
-            self.link.window(self.stream, self._owed)
-            self._owed = 0
+        if self._owed >= CREDIT_BYTES and self.link is not None:
+            if self._final or client is None or not client.paused:
+                self.link.window(self.stream, self._owed)
+                self._owed = 0
+            elif self._owed > WINDOW_BYTES + frames.FRAME_BYTES_MAX:
+                self.link.reset(self, frames.FENCED, "the worker sent more than it was allowed")
+                self._lost("it sent more than it was allowed")
 
     def resumed(self) -> None:
         """The client takes bytes again: so may the worker."""
@@ -441,17 +431,10 @@ class CallJob(Job):
         self._cancelled = True
         link.data(self.stream, calls.encode(calls.Cancel(self.id, "timeout")))
         self.deadline = self._gw.now + CANCEL_S_MAX
-        self._give(calls.encode(self._error(CallTimeout(f"the call ran longer than {self.timeout_s:g} s"), self.started)))
+        error = CallTimeout(f"the call ran longer than {self.timeout_s:g} s")
+        self._give(error_frame(self.id, error, self.started, self.attempt))
 
     # --- ends ---
-
-    def _error(self, error: NanopodError, started: bool | None) -> calls.Error:
-        stage = error.stage if isinstance(error, DeploymentFailed) else ""
-        tail = error.log_tail[-8192:] if isinstance(error, DeploymentFailed) else ""
-        return calls.Error(
-            self.id, error.code, error.message, stage=stage, log_tail=tail, started=started, attempt=self.attempt,
-            retry_after_s=error.retry_after_s,
-        )  # fmt: skip
 
     def fail(self, error: NanopodError, started: bool | None = None) -> None:
         """End the call with an error of the gateway's own."""
@@ -466,7 +449,7 @@ class CallJob(Job):
         else:
             self._settle(error.status, 0, record=dispatched and self.started)
         known = error.started if isinstance(error, WorkerLost) else self.started if started is None else started
-        self._answer([calls.encode(self._error(error, known))])
+        self._answer([error_frame(self.id, error, known, self.attempt)])
 
     def _settle(self, status: int, run_us: int, *, record: bool = True) -> None:
         """The call needs no worker any more: out of the books, into the meter."""
@@ -510,6 +493,3 @@ class CallJob(Job):
             self.answered = True
             self.finished_frames = final
             self._gw.kept.add(self)
-
-
-__all__ = ["ATTEMPTS_MAX", "LEASE_S", "RESUME_S", "CallEnd", "CallJob", "tag_of"]

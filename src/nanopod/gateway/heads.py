@@ -44,7 +44,8 @@ class Head:
     """A parsed request head. Header names are lower case; repeated ones are joined by a comma."""
 
     __slots__ = (
-        "authorization", "chunked", "expects", "headers", "http10", "keep_alive", "length", "method", "path", "raw_headers",
+        "authorization", "chunked", "expects", "headers", "http10", "keep_alive", "length", "method", "path",
+        "raw_headers",
         "target", "upgrade",
     )  # fmt: skip
 
@@ -224,7 +225,9 @@ def request_id_of(head: Head) -> str | None:
     return given if given and _TOKEN.fullmatch(given) else None
 
 
-def response(status: int, body: bytes, *, content_type: str = "application/json", extra: str = "", close: bool) -> bytes:
+def response(
+    status: int, body: bytes, *, content_type: str = "application/json", extra: str = "", close: bool
+) -> bytes:
     """A whole response with a body of known length. `extra`: further header lines, each ending in CRLF."""
     reason = REASONS.get(status, "Unknown")
     end = "connection: close\r\n\r\n" if close else "\r\n"
@@ -262,7 +265,7 @@ def unauthenticated() -> Failed:
     """401, the same for a missing, wrong, expired and revoked key."""
     return Failed(
         401, "invalid_request_error", "invalid_api_key",
-        "Incorrect API key provided: send a valid one as `Authorization: Bearer <key>` (make one with `nanopod keys create`).",
+        "Incorrect API key provided: send `Authorization: Bearer <key>` (`nanopod keys create` makes one).",
         extra='www-authenticate: Bearer error="invalid_token"\r\n',
     )  # fmt: skip
 

@@ -67,7 +67,8 @@ class Journal:
         for call_id, dispatch in self.recovered.items():
             self._live[call_id] = logfile.frame(_encode(dispatch))
         self.pending: list[bytes] = []
-        """Framed records that are not on file yet."""
+        """Framed dispatches that are not on file yet."""
+        self._ended: list[bytes] = []
         self._file = self._rewrite()
         self.failed = False
         """True while the disk refuses writes: no call may be dispatched then."""
@@ -79,14 +80,17 @@ class Journal:
         self.pending.append(record)
 
     def finished(self, call_id: bytes) -> None:
-        """Note that a call ended; it goes to the file with the next write."""
+        """Note that a call ended; it goes to the file with the next dispatch, or within 100 ms.
+
+        Losing that note is harmless: the call's record has its id, and its worker (or nobody) is asked about it.
+        """
         if self._live.pop(call_id, None) is not None:
-            self.pending.append(logfile.frame(_encode(Finished(call_id))))
+            self._ended.append(logfile.frame(_encode(Finished(call_id))))
         self.recovered.pop(call_id, None)
 
     def write(self) -> None:
         """Put what is pending on file with one write. A failing disk sets `failed` and keeps it pending."""
-        data = b"".join(self.pending)
+        data = b"".join(self._ended + self.pending)
         try:
             self._file.write(data)
             if self._file.size > ROTATE_BYTES and self._file.size > 4 * sum(map(len, self._live.values())):
@@ -97,8 +101,13 @@ class Journal:
                 _log.error("journal: %s; no call is dispatched until it can be written", error.strerror)
             self.failed = True
             return
-        self.pending = []
+        self.pending, self._ended = [], []
         self.failed = False
+
+    def tidy(self) -> None:
+        """Write what `finished` left; called every 100 ms."""
+        if self._ended:
+            self.write()
 
     def _rewrite(self) -> logfile.LogFile:
         """Replace the file by one that holds the live dispatches only."""
@@ -113,6 +122,6 @@ class Journal:
 
     def close(self) -> None:
         """Write the rest and close."""
-        if self.pending:
+        if self.pending or self._ended:
             self.write()
         self._file.close()

@@ -90,7 +90,7 @@ _decode_state: Final = msgspec.json.Decoder(State).decode
 
 
 def admit(workers: dict[str, WorkerRow], instance_id: str, epoch: str, token: str) -> int:
-    """The HTTP status a dialling worker gets: 101, 403 (unknown yet, or wrong token) or 410 (an older epoch: fenced)."""
+    """The HTTP status for a dialling worker: 101, 403 (unknown yet, or wrong token) or 410 (an older epoch: fenced)."""
     row = workers.get(instance_id)
     digest = hashlib.sha256(token.encode()).hexdigest()
     if row is None or not epoch.isascii() or not epoch.isdigit() or int(epoch) > row.epoch:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -49,7 +50,8 @@ class Spool:
     def __init__(self, directory: Path, gateway_id: str) -> None:
         self._directory = directory
         self._gateway_id = gateway_id
-        self._boot = f"{time.time_ns() // 1_000_000:014d}"
+        # Sorted by start; the random part keeps two starts apart whatever the clock does.
+        self._boot = f"{time.time_ns() // 1_000_000:014d}{random.getrandbits(32):08x}"
         self._count = 0
         self._active: logfile.LogFile | None = None
         self._active_records: list[MeterRecord] = []

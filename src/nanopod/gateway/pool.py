@@ -25,7 +25,9 @@ DEMAND_S: Final = 1.0
 class Job(Timed):
     """A request or call on its way to a worker. Subclasses know what travels."""
 
-    __slots__ = ("bytes_held", "concurrency", "epoch", "function", "link", "pool", "priority", "seq", "stream", "waiting")
+    __slots__ = (
+        "bytes_held", "concurrency", "epoch", "function", "link", "pool", "priority", "seq", "stream", "waiting",
+    )  # fmt: skip
 
     def __init__(self, pool: Pool, function: str = "", concurrency: int = 1 << 30, priority: int = 0) -> None:
         super().__init__()
@@ -126,11 +128,9 @@ class Pool:
         now = self._host.now
         area = self._area + self.total * (now - self._area_at)
         mean = area / span_s if span_s > 0 else float(self.total)
-        found = EndpointSample(
-            self.route.endpoint_id, mean, self.requests, self.waiting, self.in_flight, self.workload
-        )
+        found = EndpointSample(self.route.endpoint_id, mean, self.requests, self.waiting, self.in_flight, self.workload)
         self._area, self._area_at, self.requests, self.workload = 0.0, now, 0, 0.0
-        self.active = self.total > 0 or found.requests > 0
+        self.active = self.total > 0 or found.requests > 0 or mean > 0
         return found
 
     # --- workers ---
@@ -208,7 +208,7 @@ class Pool:
         if any(link.usable for link in self.links):
             return
         if self.route.failure is not None:
-            for job in self._waiting_jobs():
+            for job in self.waiting_jobs():
                 job.on_route_failed()
             return
         now = self._host.now
@@ -216,7 +216,8 @@ class Pool:
             self._demanded_at = now
             self._host.demand(self.route.endpoint_id, self.waiting)
 
-    def _waiting_jobs(self) -> list[Job]:
+    def waiting_jobs(self) -> list[Job]:
+        """Jobs that wait, first in line first."""
         entries = sorted((entry for heap in self._heaps.values() for entry in heap), key=lambda entry: entry[:2])
         return [job for _, _, job in entries if job.waiting]
 

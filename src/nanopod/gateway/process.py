@@ -13,6 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final, Protocol
 
+import msgspec
+
 from nanopod.gateway import tables
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.calls import CallJob
@@ -26,10 +28,20 @@ from nanopod.gateway.relay import DOOMED_S, Request
 from nanopod.gateway.server import HttpConnection
 from nanopod.gateway.surface import Surface
 from nanopod.gateway.wheel import TICK_S, Wheel
+from nanopod.model.endpoint import Failure
 from nanopod.model.errors import Conflict, Invalid
 from nanopod.model.layout import Layout
 from nanopod.model.wire import (
-    AnyMessage, Demand, GatewayHello, Message, MeterAck, MeterSegment, RouteRow, Samples, Tables, WorkerState,
+    AnyMessage,
+    Demand,
+    GatewayHello,
+    Message,
+    MeterAck,
+    MeterSegment,
+    RouteRow,
+    Samples,
+    Tables,
+    WorkerState,
 )  # fmt: skip
 
 DRAIN_S_MAX: Final = 10.0
@@ -214,6 +226,10 @@ class Gateway:
                 pool.poke()
             elif not pool.total and not pool.links:
                 del self.pools[endpoint_id]
+            else:
+                gone = Failure("start", "the endpoint was deleted")
+                pool.route = msgspec.structs.replace(pool.route, failure=gone)
+                pool.poke()
 
     # --- time ---
 
@@ -221,6 +237,7 @@ class Gateway:
         """Every 100 ms: deadlines, releases, waiting jobs; every second: samples."""
         self.now = now = self.loop.time()
         self.wheel.advance(now)
+        self.journal.tidy()
         if self.releasing:
             links, self.releasing = self.releasing, []
             for link in links:
@@ -321,8 +338,14 @@ class Gateway:
         for connection in list(self.connections):
             connection.shut()
         deadline = self.loop.time() + DRAIN_S_MAX
-        while self.loop.time() < deadline and any(pool.in_flight for pool in self.pools.values()):
+        while any(pool.in_flight for pool in self.pools.values()):
+            if self.loop.time() >= deadline:
+                break
             await asyncio.sleep(0.02)
+        for pool in self.pools.values():
+            for job in pool.waiting_jobs():
+                if isinstance(job, Request):
+                    job.stopping()
         for client in list(self.clients):
             client.close(1001, "the gateway is stopping")
         self.flush()

@@ -4,35 +4,27 @@
 reading -> parked -> opened -> streaming -> done | failed | cancelled
              ^---------+-- moving <--+            (moving: as parked, but the answer has begun)
 ```
-Output ids are kept per choice. When a worker is lost in mid-stream and engines promise `exact`, the next worker is given
+Output ids are kept per choice. When a worker is lost in mid-stream and engines promise `exact`, the next worker gets
 the prompt's ids and the output so far, and the caller's response goes on with the very next byte.
 """
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from array import array
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from nanopod.gateway import heads
+from nanopod.gateway.asked import COMMENT_S, DONE, MOVING, OPENED, PARKED, STREAMING, WAIT_S_MAX, Asked, Usage
 from nanopod.gateway.foreign import Events, with_usage
-from nanopod.gateway.heads import Failed, Head
-from nanopod.gateway.links import CREDIT_BYTES, WorkerLink
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.heads import Failed
+from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
 from nanopod.model import frames
-from nanopod.model.wire import KeyRow, MeterRecord
 
-if TYPE_CHECKING:
-    from nanopod.gateway.process import Gateway
-    from nanopod.gateway.server import HttpConnection
-
-COMMENT_S: Final = 15.0
-WAIT_S_MAX: Final = 600.0
 TRIES_MAX: Final = 3
 MOVES_MAX: Final = 3
 TOKEN_GAP_S_MAX: Final = 15.0
@@ -41,19 +33,8 @@ PROGRESS_S: Final = 0.2
 DOOMED_S: Final = 3.0
 BODY_BYTES_MAX: Final = 32 << 20
 _OPEN_BODY_BYTES: Final = frames.FRAME_BYTES_MAX - 65_536 - 2
-_WORKLOAD: Final = 100.0
-
-PARKED, OPENED, STREAMING, MOVING, DONE = "parked", "opened", "streaming", "moving", "done"
 _TOKENS: Final = Struct(">BIH").unpack_from
 _json: Final = msgspec.json.Encoder().encode
-
-
-class Wishes(msgspec.Struct, frozen=True):
-    """What the request's body asks of its way."""
-
-    stream: bool = False
-    seed: int | None = None
-    include_usage: bool = False
 
 
 class WorkerHead(msgspec.Struct, frozen=True):
@@ -62,14 +43,6 @@ class WorkerHead(msgspec.Struct, frozen=True):
     status: int = 200
     headers: dict[str, str] = {}
     prompt_ids: msgspec.Raw = msgspec.Raw()
-
-
-class Usage(msgspec.Struct, frozen=True):
-    """Of END."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    cached_tokens: int = 0
 
 
 class Timings(msgspec.Struct, frozen=True):
@@ -90,107 +63,10 @@ _decode_head: Final = msgspec.json.Decoder(WorkerHead).decode
 _decode_end: Final = msgspec.json.Decoder(WorkerEnd).decode
 
 
-def wait_limit_s(head: Head, route_s: float) -> float:
-    """How long a request may wait for a worker: the endpoint's limit, lowered by what the caller says it can wait."""
-    limit = min(WAIT_S_MAX, route_s)
-    asked = _seconds(head.headers.get("x-nanopod-wait-s"))
-    if asked is not None:
-        limit = min(limit, asked)
-    patience = _seconds(head.headers.get("x-stainless-read-timeout"))
-    if patience is not None:
-        # Answer before the client gives up by itself, so that it hears why.
-        limit = min(limit, patience - min(10.0, patience / 2))
-    return limit
+class Request(Asked):
+    """A request as its workers see it: dispatch, their frames, and the way from a lost worker to the next one."""
 
-
-def _seconds(text: str | None) -> float | None:
-    try:
-        value = float(text) if text else -1.0
-    except ValueError:
-        return None
-    return value if 0 <= value < 1e6 else None
-
-
-class Request(Job):
-    """A request on its way. The connection's exchange and the pool's job at once."""
-
-    __slots__ = (
-        "_began", "_body", "_body_parts", "_body_size", "_comment_at", "_compute_us", "_created", "_data_seen", "_deadline",
-        "_delivered", "_events", "_failures", "_fingerprint", "_first_at", "_generation", "_gw", "_head", "_held",
-        "_instance_id", "_key", "_kind", "_last_at", "_moves", "_outputs", "_owed", "_parked_s", "_parked_since",
-        "_progress_at", "_prompt_ids", "_response_id", "_revision_id", "_seed", "_sse", "_state", "_status",
-        "_tries", "_wait_deadline", "_wishes", "_worker_headers", "arrival", "connection", "record_id", "shown_id",
-    )  # fmt: skip
-
-    def __init__(
-        self, gateway: Gateway, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, pool: Pool, kind: str,
-        wishes: Wishes, generation: bool,
-    ) -> None:  # fmt: skip
-        super().__init__(pool)
-        self._gw = gateway
-        self.connection: HttpConnection | None = connection
-        self._head = head
-        self._body = body
-        self._key = key
-        self._kind = kind
-        self._wishes = wishes
-        self._generation = generation
-        self.bytes_held = len(body)
-        self.arrival = time.time()
-        self.record_id = gateway.request_id()
-        self.shown_id = heads.request_id_of(head) or self.record_id
-        self._state = PARKED
-        self._sse = wishes.stream and generation
-        """The caller reads server-sent events."""
-        self._began = False
-        """The head of the answer went out."""
-        self._delivered = False
-        """Bytes of the answer itself went out: another worker can only continue, not start anew."""
-        self._tries = 0
-        self._moves = 0
-        self._failures = 0
-        self._status = 0
-        self._worker_headers: dict[str, str] = {}
-        self._prompt_ids: bytes = b""
-        self._outputs: list[array[int]] = []
-        self._held: list[bytes] = []
-        self._data_seen: set[bytes] = set()
-        self._body_parts: list[bytes] = []
-        self._body_size = 0
-        self._owed = 0
-        self._compute_us = 0
-        self._events: Events | None = None
-        self._first_at = 0.0
-        self._last_at = gateway.now
-        self._progress_at = 0.0
-        self._instance_id = ""
-        self._revision_id = pool.route.revision_id
-        self._seed = wishes.seed if wishes.seed is not None else random.getrandbits(63)
-        self._response_id = ("cmpl-" if kind == "completion" else "chatcmpl-") + self.record_id[4:]
-        self._created = int(self.arrival)
-        self._fingerprint = "fp_" + pool.route.revision_id[-12:]
-        self._parked_since = gateway.now
-        self._parked_s = 0.0
-        self._comment_at = gateway.now + COMMENT_S
-        self._wait_deadline = gateway.now + wait_limit_s(head, pool.route.wait_s_max)
-        self._deadline = 0.0
-
-    # --- on the way to a worker ---
-
-    def start(self) -> None:
-        """Send it off, or park it."""
-        connection = self.connection
-        assert connection is not None, "a request starts with its caller present"
-        if self.pool.full(self.bytes_held):
-            raise heads.overloaded("too many requests wait for this model; try again in a few seconds")
-        connection.exchange = self
-        self.pool.enter(_WORKLOAD)
-        self._submit()
-
-    def _submit(self) -> None:
-        if not self.pool.submit(self) and self._state != DONE:
-            self._parked_since = self._gw.now
-            self._gw.wheel.by(self, min(self._comment_at, self._wait_deadline))
+    __slots__ = ()
 
     def fits(self, link: WorkerLink) -> bool:
         """A started answer continues on the same revision and an exact engine only."""
@@ -221,7 +97,8 @@ class Request(Job):
         require = self._head.headers.get("x-nanopod-require-continuation")
         if require == "exact" and self._sse and link.continuation != "exact":
             self.pool.in_flight -= 1
-            self._fail(heads.invalid("invalid_value", "this model's engine cannot continue streams exactly", status=422))
+            text = "this model's engine cannot continue streams exactly"
+            self._fail(heads.invalid("invalid_value", text, status=422))
             return
         body = self._body
         if link.engine == "command" and self._sse:
@@ -265,8 +142,6 @@ class Request(Job):
              "attempt": attempt}
         )  # fmt: skip
 
-    # --- frames of the worker ---
-
     def on_frame(self, kind: int, flags: int, epoch: int, payload: bytes) -> None:
         """HEAD, TOKENS, DATA, END or RESET of the present attempt."""
         gw = self._gw
@@ -287,13 +162,10 @@ class Request(Job):
         elif not flags & frames.FLAG_OPTIONAL:
             raise frames.ProtocolError(f"frame {kind} does not belong on a stream")
         if self._owed >= CREDIT_BYTES:
+            if self._owed > WINDOW_BYTES + frames.FRAME_BYTES_MAX:
+                self._lost("the worker sent more than it was allowed", reset=True)
+                return
             self._give_credit()
-
-    def _give_credit(self) -> None:
-        connection, link = self.connection, self.link
-        if link is not None and connection is not None and not connection.paused:
-            link.window(self.stream, self._owed)
-            self._owed = 0
 
     def _on_head(self, flags: int, payload: bytes) -> None:
         link = self.link
@@ -326,25 +198,6 @@ class Request(Job):
         """A whole body comes where a stream has begun: it will be told as an event."""
         self._status = status
         self._sse = False
-
-    def _begin_stream(self, content_type: str, continuation: str | None) -> None:
-        connection = self.connection
-        if connection is None:
-            return
-        self._began = True
-        head = (
-            f"HTTP/1.1 200 OK\r\ncontent-type: {content_type}\r\ncache-control: no-cache\r\nx-accel-buffering: no\r\n"
-            f"{self._extra(continuation)}"
-        )
-        connection.start_stream(head.encode("latin-1"), chunked=True)
-
-    def _extra(self, continuation: str | None) -> str:
-        lines = f"x-request-id: {self.shown_id}\r\nx-nanopod-revision: {self._revision_id}\r\n"
-        if continuation:
-            lines += f"x-nanopod-continuation: {continuation}\r\n"
-        if self._parked_s >= 0.001:
-            lines += f"x-nanopod-queue-ms: {round(self._parked_s * 1000)}\r\n"
-        return lines
 
     def _on_tokens(self, epoch: int, payload: bytes) -> None:
         gw = self._gw
@@ -396,7 +249,12 @@ class Request(Job):
             self._body_parts.append(payload)
             return
         if self._events is not None:
-            for event in self._events.feed(payload):
+            try:
+                events = self._events.feed(payload)
+            except ValueError as error:
+                self._lost_for_good(Failed(502, "server_error", "internal_error", str(error)))
+                return
+            for event in events:
                 if event.startswith(b"data: [DONE]"):
                     self._held.append(event)
                 else:
@@ -460,7 +318,8 @@ class Request(Job):
             if name in headers:
                 extra += f"{name}: {headers[name]}\r\n"
         body = b"".join(self._body_parts) if len(self._body_parts) != 1 else self._body_parts[0]
-        connection.respond(self._status, body, content_type=headers.get("content-type", "application/json"), extra=extra)
+        content_type = headers.get("content-type", "application/json")
+        connection.respond(self._status, body, content_type=content_type, extra=extra)
 
     def _end_as_event(self, body: bytes) -> None:
         """A worker's error for a caller whose stream has begun: the same body, as an event."""
@@ -495,8 +354,6 @@ class Request(Job):
                 self._again()
         else:
             self._lost(text or frames.RESET_NAMES.get(code, "reset by the worker"))
-
-    # --- moving on ---
 
     def on_link_lost(self, link: WorkerLink, reason: str) -> None:
         """The worker is gone."""
@@ -541,31 +398,13 @@ class Request(Job):
         if any(self.fits(other) and other.has_room(self, self._gw.now) for other in others):
             self._lost(reason)
 
-    def on_route_failed(self) -> None:
-        """No worker can start; say what the last one said."""
-        failure = self.pool.route.failure
-        self.pool.withdraw(self)
-        where = f" while it was at `{failure.stage}`" if failure else ""
-        text = f"the model cannot start: its worker failed{where}: {failure.message if failure else 'unknown'}"
-        self._fail(Failed(502, "server_error", "deployment_failed", text, extra="x-should-retry: false\r\n"))
-
     def on_timer(self, now: float) -> None:
         """Whatever is due of: comments, the wait limit, the time limit, a silent worker."""
         state = self._state
         if state == DONE:
             return
         if self.link is None:
-            if now >= self._wait_deadline:
-                self.pool.withdraw(self)
-                self._fail(self._wake_timeout())
-                return
-            if now >= self._comment_at:
-                self._comment_at = now + COMMENT_S
-                if self._sse_wanted:
-                    self._comment()
-            self.pool.poke()
-            if self.waiting:
-                self._gw.wheel.by(self, min(self._comment_at, self._wait_deadline, now + 1.0))
+            self._on_wait_timer(now)
             return
         if now >= self._deadline:
             self.link.reset(self, frames.DEADLINE, "the request ran out of time")
@@ -587,52 +426,6 @@ class Request(Job):
             return TOKEN_GAP_S_MAX
         return FIRST_TOKEN_S_MAX + len(self._body) / 4000
 
-    @property
-    def _sse_wanted(self) -> bool:
-        return self._wishes.stream and self._generation
-
-    def _comment(self) -> None:
-        """Keep a waiting stream alive; the first comment sends the head."""
-        if not self._began:
-            self._status = 200
-            self._begin_stream("text/event-stream; charset=utf-8", None)
-        text = " ".join(self.pool.route.phase_text.split()) or "waiting for a worker"
-        if self.connection is not None:
-            self.connection.piece(f": waking replica, {text}\n\n".encode())
-
-    def _wake_timeout(self) -> Failed:
-        text = " ".join(self.pool.route.phase_text.split())
-        return Failed(
-            504, "server_error", "wake_timeout",
-            f"no worker became ready in time{f' ({text})' if text else ''}; it keeps waking while requests come",
-            extra="x-should-retry: false\r\n",
-        )  # fmt: skip
-
-    # --- ends ---
-
-    def caller_gone(self) -> None:
-        """The caller left: free the slot, bill what was delivered."""
-        self.connection = None
-        if self._state == DONE:
-            return
-        if self.waiting:
-            self.pool.withdraw(self)
-        usage = self._counted()
-        link = self.link
-        if self._delivered:
-            self._gw.meter.pending.append(self._record(499, usage))
-        self._close()
-        if link is not None:
-            link.reset(self, frames.CANCELLED, "the caller left")
-
-    def caller_resumed(self) -> None:
-        """The caller's socket takes bytes again: so may the worker."""
-        if self._owed:
-            self._give_credit()
-
-    def body_piece(self, data: bytes, end: bool) -> None:
-        """Not used: inference bodies are read whole."""
-
     def _lost_for_good(self, failed: Failed) -> None:
         link = self.link
         if link is not None:
@@ -640,56 +433,6 @@ class Request(Job):
         if self._delivered:
             self._gw.meter.pending.append(self._record(failed.status, self._counted()))
         self._fail(failed)
-
-    def _fail(self, failed: Failed) -> None:
-        """Tell the caller, in whatever shape is still possible."""
-        connection = self.connection
-        if self._state == DONE:
-            return
-        if connection is None:
-            self._close()
-        elif not self._began:
-            self._close()
-            connection.exchange = None
-            connection.fail(failed, extra=self._extra(None))
-        elif self._sse_wanted or self._sse:
-            self._end_with_event(failed.event())
-        else:
-            self._close()
-            connection.exchange = None
-            connection.abort()
-
-    def _end_with_event(self, event: bytes) -> None:
-        connection = self.connection
-        self._close()
-        if connection is not None:
-            connection.piece(event)
-            connection.close_after = True
-            connection.finish()
-
-    def _close(self) -> None:
-        if self._state != DONE:
-            self._state = DONE
-            self._gw.wheel.clear(self)
-            self.pool.leave()
-
-    # --- metering ---
-
-    def _counted(self) -> Usage:
-        """Units by what was delivered so far."""
-        prompt = self._prompt_ids.count(b",") + 1 if len(self._prompt_ids) > 2 else 0
-        tokens = sum(map(len, self._outputs))
-        if self._events is not None:
-            tokens = self._events.count
-        return Usage(prompt, tokens)
-
-    def _record(self, status: int, usage: Usage) -> MeterRecord:
-        key, route = self._key, self.pool.route
-        return MeterRecord(
-            self.record_id, self.shown_id, key.workspace_id, key.key_id, route.endpoint_id, self._revision_id,
-            self._instance_id, self._kind, status, usage.prompt_tokens, usage.completion_tokens, self._compute_us,
-            self.arrival, self._first_at, time.time(), self._moves,
-        )  # fmt: skip
 
 
 def _timeout(limit_s: float) -> Failed:

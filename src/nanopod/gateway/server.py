@@ -66,7 +66,8 @@ class HttpConnection(asyncio.Protocol, Timed):
 
     __slots__ = (
         "_body", "_buffer", "_chunks", "_dirty", "_gw", "_handler", "_head", "_left", "_out", "_phase", "_pieces",
-        "_stalled_at", "_tail", "_transport", "chunked", "close_after", "deadline", "exchange", "head_only", "local", "paused",
+        "_stalled_at", "_tail", "_transport", "chunked", "close_after", "deadline", "exchange", "head_only",
+        "paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:

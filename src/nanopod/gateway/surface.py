@@ -10,11 +10,12 @@ import msgspec
 
 from nanopod import __version__
 from nanopod.gateway import heads, tables
+from nanopod.gateway.asked import Wishes
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.heads import Failed, Head
 from nanopod.gateway.links import WorkerLink, admit
 from nanopod.gateway.proxy import Proxied
-from nanopod.gateway.relay import Request, Wishes
+from nanopod.gateway.relay import Request
 from nanopod.gateway.server import Handler, HttpConnection, Refused, Streamer
 from nanopod.model import calls, frames, websocket
 from nanopod.model.wire import KeyRow, RouteRow
@@ -229,10 +230,8 @@ class Surface:
             older.lose("the worker dialled again")
         link = WorkerLink(gw, row, gw.pool(route))
         gw.links[instance] = link
-        connection.upgrade(
-            link,
-            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: " + frames.UPGRADE.encode() + b"\r\n\r\n",
-        )
+        lines = f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {frames.UPGRADE}\r\n\r\n"
+        connection.upgrade(link, lines.encode())
         return None
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import inspect
+import json
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qs
 
 from nanopod.model import calls, codec, websocket
 
@@ -29,6 +32,16 @@ class FakeGateway:
         self.most_ahead = 0
         self.refuse: bytes | None = None
         self.connections = 0
+        self.requests: list[tuple[str, str, bytes]] = []
+        self.blobs: dict[str, bytes] = {}
+        self.specs: dict[str, dict[str, Any]] = {}
+        self.lists: dict[str, list[dict[str, Any]]] = {}
+        self.failures: list[tuple[int, Any]] = []
+        """Answers to give instead of the right ones."""
+        self.fields = ""
+        self.looks = 0
+        self.ready_after = 0
+        self.failure: dict[str, Any] | None = None
 
     async def __aenter__(self) -> FakeGateway:
         self.server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -62,7 +75,10 @@ class FakeGateway:
                 writer.write(self.refuse)
                 await writer.drain()
                 return
-            assert f"Authorization: Bearer {KEY}" in head and head.startswith("GET /v1/link HTTP/1.1")
+            assert f"Authorization: Bearer {KEY}" in head
+            if not head.startswith("GET /v1/link HTTP/1.1"):
+                await self._manage(reader, writer, head)
+                return
             key = next(line.split(": ")[1] for line in head.split("\r\n") if line.startswith("Sec-WebSocket-Key"))
             writer.write(websocket.server_response(key, calls.SUBPROTOCOL))
             parser = websocket.Parser(server=True)
@@ -76,6 +92,61 @@ class FakeGateway:
         finally:
             self.writers.discard(writer)
             writer.close()
+
+    async def _manage(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
+        """The part of the management API that a deploy needs."""
+        method, path, _ = head.split("\r\n", 1)[0].split(" ")
+        fields = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
+        body = await reader.readexactly(int(fields.get("content-length", 0)))
+        self.requests.append((method, path, body))
+        status, answer = self._answer(method, path, body)
+        raw = b"" if answer is None or method == "HEAD" else json.dumps(answer).encode()
+        writer.write(f"HTTP/1.1 {status} X\r\nContent-Length: {len(raw)}\r\n{self.fields}\r\n".encode() + raw)
+        await writer.drain()
+
+    def _answer(self, method: str, path: str, body: bytes) -> tuple[int, Any]:
+        if self.failures:
+            return self.failures.pop(0)
+        path, _, query = path.partition("?")
+        if method == "GET" and path in self.lists:
+            # Two rows a page, so that paging is always part of it.
+            rows, start = self.lists[path], int(parse_qs(query).get("cursor", ["0"])[0])
+            more = start + 2 < len(rows)
+            return 200, {"data": rows[start : start + 2], "has_more": more, "cursor": str(start + 2) if more else None}
+        if path.startswith("/v1/blobs/"):
+            digest = path.rpartition("/")[2]
+            if method == "HEAD":
+                return (204 if digest in self.blobs else 404), None
+            assert hashlib.sha256(body).hexdigest() == digest
+            self.blobs[digest] = body
+            return 201, {}
+        if (method, path) == ("POST", "/v1/endpoints"):
+            spec = json.loads(body)
+            name = f"{spec['name']}:{spec['tag']}"
+            known = self.specs.get(name)
+            changed = (
+                [] if known is None else [k for k, v in spec["fingerprints"].items() if v != known["fingerprints"][k]]
+            )
+            tier = 4 if known is None else max([0, *({"scale": 1, "code": 2, "image": 3}[part] for part in changed)])
+            if "dry_run" not in query:
+                self.specs[name] = spec
+            action = ("exists", "autoscale_update", "soft_update", "hard_update", "created")[tier]
+            return 200, {"endpoint": self._endpoint(name), "action": action, "tier": tier, "changed": changed}
+        name = path.removeprefix("/v1/endpoints/").removesuffix("/heartbeat")
+        name = next((full for full in self.specs if name in (full, "endp_" + full)), None)
+        if name is None:
+            return 404, {"error": {"type": "not_found", "message": "no such endpoint", "details": []}}
+        return 200, self._endpoint(name)
+
+    def _endpoint(self, name: str) -> dict[str, Any]:
+        self.looks += 1
+        ready = int(self.looks > self.ready_after)
+        spec = self.specs.get(name, {})
+        return {
+            "id": "endp_" + name, "name": name.partition(":")[0], "status": "ready" if ready else "waking",
+            "ready_instance_count": ready, "target_instance_count": 1, "failure": self.failure,
+            "fingerprints": spec.get("fingerprints"),
+        }  # fmt: skip
 
     def _frame(self, writer: asyncio.StreamWriter, header: Any, payload: bytes, parts: dict[bytes, Any]) -> None:
         self.frames.append(header)

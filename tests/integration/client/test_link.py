@@ -288,7 +288,7 @@ def test_nobody_there_is_said_clearly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "FIRST_CONNECT_S_MAX", 0.5)
 
     async def scenario() -> None:
-        with pytest.raises(NoCapacity, match="cannot reach the nanopod server at http://127.0.0.1:9"):
+        with pytest.raises(NoCapacity, match=r"cannot reach the nanopod server at http://127\.0\.0\.1:9"):
             await call(Link("http://127.0.0.1:9", KEY), "square", 1)
 
     asyncio.run(scenario())

@@ -61,6 +61,7 @@ class Emulator:
         self.bodies: dict[int, tuple[dict[str, Any], list[bytes]]] = {}
         self.credit: dict[int, int] = {}
         self.runs: dict[str, int] = {}
+        self.running: set[asyncio.Future[None]] = set()
         self.loop = asyncio.get_running_loop()
         self.flushing = False
 
@@ -106,7 +107,8 @@ class Emulator:
         self.send(frames.pack(frames.HELLO, 0, json.dumps(hello).encode()))
         if a.late_ready:
             self.loop.call_later(
-                a.late_ready, lambda: self.send(frames.pack(frames.STATE, 0, json.dumps({"ready": True, "slots": a.slots}).encode()))
+                a.late_ready,
+                lambda: self.send(frames.pack(frames.STATE, 0, json.dumps({"ready": True, "slots": a.slots}).encode())),
             )
         parser = frames.FrameReader()
         while data := await reader.read(1 << 18):
@@ -185,7 +187,9 @@ class Emulator:
             "status": 200, "headers": {"content-type": "text/event-stream" if streamed else "application/json"},
             "prompt_ids": [1, 2, 3],
         }  # fmt: skip
-        self.send(frames.pack(frames.HEAD, stream, json.dumps(head).encode(), frames.FLAG_END if streamed else 0, epoch))
+        self.send(
+            frames.pack(frames.HEAD, stream, json.dumps(head).encode(), frames.FLAG_END if streamed else 0, epoch)
+        )
         base = {
             "id": attempt["response_id"], "object": "chat.completion.chunk", "created": attempt["created"],
             "model": body["model"], "system_fingerprint": attempt["system_fingerprint"],
@@ -207,7 +211,7 @@ class Emulator:
                 self.send(frames.pack_tokens(stream, epoch, index, position, [made], sse))
             if a.delay:
                 await asyncio.sleep(a.delay)
-            elif position % 64 == 0:
+            elif position % 64 == 63:
                 await asyncio.sleep(0)
         usage = {"prompt_tokens": 3, "completion_tokens": count * choices, "total_tokens": 3 + count * choices}
         if streamed:
@@ -261,7 +265,7 @@ class Emulator:
             return
         self.note(f"start {call.function} {call.id.hex()}")
         self.send(frames.pack(frames.HEAD, stream))
-        asyncio.ensure_future(self.run_call(held))
+        self.running.add(asyncio.ensure_future(self.run_call(held)))
 
     async def run_call(self, held: Held) -> None:
         call = held.call

@@ -26,7 +26,16 @@ from nanopod.model import calls, websocket
 from nanopod.model.endpoint import Failure, FunctionSpec
 from nanopod.model.layout import Layout
 from nanopod.model.wire import (
-    Demand, KeyRow, MeterAck, MeterRecord, MeterSegment, RouteRow, Samples, Tables, WorkerRow, WorkerState,
+    Demand,
+    KeyRow,
+    MeterAck,
+    MeterRecord,
+    MeterSegment,
+    RouteRow,
+    Samples,
+    Tables,
+    WorkerRow,
+    WorkerState,
 )  # fmt: skip
 
 KEY = "sk_np_abcdefgh_" + "s" * 32 + "_00000000"
@@ -144,7 +153,13 @@ class Stage:
         self.route("endp_fn", kind="function", name="maths", functions=FUNCTIONS)
 
     def route(self, endpoint_id: str, **fields: Any) -> None:
-        fields = {"workspace_id": "wksp_a", "tag": "default", "revision_id": "rev_1", "phase_text": "starting 1 worker", **fields}
+        fields = {
+            "workspace_id": "wksp_a",
+            "tag": "default",
+            "revision_id": "rev_1",
+            "phase_text": "starting 1 worker",
+            **fields,
+        }
         self.routes[endpoint_id] = RouteRow(endpoint_id=endpoint_id, **fields)
 
     def fail_route(self, endpoint_id: str) -> None:
@@ -165,7 +180,15 @@ class Stage:
             self.push()
         log = open(self.data / "gateway.log", "ab")  # noqa: SIM115 - inherited by the child
         self.gateway = subprocess.Popen(
-            [sys.executable, "-m", "nanopod.gateway", "--data-dir", str(self.data), "--listen", f"127.0.0.1:{self.port}"],
+            [
+                sys.executable,
+                "-m",
+                "nanopod.gateway",
+                "--data-dir",
+                str(self.data),
+                "--listen",
+                f"127.0.0.1:{self.port}",
+            ],
             stderr=log,
         )
         log.close()
@@ -180,7 +203,13 @@ class Stage:
             return {}
 
     def get(
-        self, path: str, *, key: str | None = KEY, method: str = "GET", body: Any = None, headers: dict[str, str] | None = None
+        self,
+        path: str,
+        *,
+        key: str | None = KEY,
+        method: str = "GET",
+        body: Any = None,
+        headers: dict[str, str] | None = None,
     ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
         given = {**({"Authorization": f"Bearer {key}"} if key else {}), **(headers or {})}
@@ -191,7 +220,9 @@ class Stage:
         connection.close()
         return found
 
-    def worker(self, endpoint_id: str, instance: str = "inst_1", *options: str, linked: bool = True) -> subprocess.Popen[str]:
+    def worker(
+        self, endpoint_id: str, instance: str = "inst_1", *options: str, linked: bool = True
+    ) -> subprocess.Popen[str]:
         """Start an emulator and (usually) wait for its link."""
         token = f"token-{instance}"
         row = WorkerRow(instance, endpoint_id, "rev_1", 1, 64, hashlib.sha256(token.encode()).hexdigest())
@@ -199,14 +230,19 @@ class Stage:
             self.workers[instance] = row
             self.push()
         process = subprocess.Popen(
-            [sys.executable, str(HERE / "emulator.py"), "--socket", str(self.layout.gateway_socket), "--instance", instance]
-            + ["--endpoint", endpoint_id, "--revision", "rev_1", "--token", token, *options],
+            [
+                *(sys.executable, str(HERE / "emulator.py"), "--socket", str(self.layout.gateway_socket)),
+                *("--instance", instance, "--endpoint", endpoint_id, "--revision", "rev_1", "--token", token, *options),
+            ],
             stdout=subprocess.PIPE,
             text=True,
         )
         self.processes.append(process)
         if linked:
-            until(lambda: any(s.instance_id == instance and s.ready for s in self.control.states), what=f"worker {instance}")
+            until(
+                lambda: any(s.instance_id == instance and s.ready for s in self.control.states),
+                what=f"worker {instance}",
+            )
         return process
 
     def kill_gateway(self) -> None:
@@ -264,7 +300,9 @@ class Caller:
         self.frames: list[tuple[calls.Header, bytes]] = []
         nonce = websocket.client_key(os.urandom(16))
         self.sock.sendall(
-            websocket.client_request("gateway", "/v1/link", nonce, calls.SUBPROTOCOL, {"Authorization": f"Bearer {key}"})
+            websocket.client_request(
+                "gateway", "/v1/link", nonce, calls.SUBPROTOCOL, {"Authorization": f"Bearer {key}"}
+            )
         )
         data = b""
         while b"\r\n\r\n" not in data:

@@ -79,7 +79,9 @@ def test_gateway_draws_a_seed_once_and_records_the_usage(shared: Stage) -> None:
     assert status == 200
     assert headers["x-nanopod-continuation"] == "exact"
     record_id = headers["x-request-id"]
-    record = until(lambda: next((r for r in shared.control.records if r.record_id == record_id), None), what="its record")
+    record = until(
+        lambda: next((r for r in shared.control.records if r.record_id == record_id), None), what="its record"
+    )
     assert (record.kind, record.status, record.prompt_tokens, record.completion_tokens) == ("chat", 200, 3, 5)
     assert record.key_id == "abcdefgh"
     other = shared.get("/v1/chat/completions", method="POST", body=chat(max_tokens=40))[2]
@@ -183,7 +185,9 @@ def test_bodies_in_any_framing_give_the_same_answer(shared: Stage) -> None:
     whole = exchange(shared, post(BODY, f"Content-Length: {len(BODY)}", "Connection: close"))
     assert content(whole) == expected(1, 8)
     chunks = b"".join(b"%x;ext=1\r\n%b\r\n" % (len(part), part) for part in (BODY[:1], BODY[1:20], BODY[20:]))
-    chunked = exchange(shared, post(chunks + b"0\r\nTrailer: x\r\n\r\n", "Transfer-Encoding: chunked", "Connection: close"))
+    chunked = exchange(
+        shared, post(chunks + b"0\r\nTrailer: x\r\n\r\n", "Transfer-Encoding: chunked", "Connection: close")
+    )
     assert content(chunked) == expected(1, 8)
     with shared.raw() as sock:
         sock.sendall(post(b"", f"Content-Length: {len(BODY)}", "Expect: 100-continue", "Connection: close"))

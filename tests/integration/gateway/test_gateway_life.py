@@ -106,7 +106,9 @@ def test_sigterm_finishes_what_runs_then_ends_with_0(stage: Stage) -> None:
     stage.worker("endp_model", "inst_1", "--delay", "0.05")
     answers: list[int] = []
     thread = threading.Thread(
-        target=lambda: answers.append(stage.get("/v1/chat/completions", method="POST", body={**CHAT, "max_tokens": 30})[0])
+        target=lambda: answers.append(
+            stage.get("/v1/chat/completions", method="POST", body={**CHAT, "max_tokens": 30})[0]
+        )
     )
     thread.start()
     until(lambda: stage.health()["in_flight"] == 1, what="the request")
@@ -139,7 +141,12 @@ def test_samples_come_at_once_and_end_with_a_zero(stage: Stage) -> None:
 def test_worker_links_are_checked(stage: Stage) -> None:
     stage.start()
     stage.worker("endp_model", "inst_1")
-    for token, epoch, status in (("wrong", 1, 403), ("token-inst_1", 0, 410), ("token-inst_1", 2, 403), ("token-inst_1", "x", 403)):
+    for token, epoch, status in (
+        ("wrong", 1, 403),
+        ("token-inst_1", 0, 410),
+        ("token-inst_1", 2, 403),
+        ("token-inst_1", "x", 403),
+    ):
         head = (
             f"GET /v1/worker-link HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: nanopod-worker/1\r\n"
             f"Authorization: Bearer {token}\r\nX-Nanopod-Instance: inst_1\r\nX-Nanopod-Epoch: {epoch}\r\n\r\n"
@@ -222,13 +229,19 @@ def upstream(shared: Stage) -> Iterator[Upstream]:
 
 def test_management_requests_go_through(shared: Stage, upstream: Upstream) -> None:
     status, headers, body = shared.get("/v1/endpoints/x?dry_run=1", method="POST", body={"a": 1})
-    assert (status, headers["x-own"], json.loads(body)) == (201, "yes", {"path": "/v1/endpoints/x?dry_run=1", "body": 8})
+    assert (status, headers["x-own"], json.loads(body)) == (
+        201,
+        "yes",
+        {"path": "/v1/endpoints/x?dry_run=1", "body": 8},
+    )
     assert b"Authorization: Bearer sk_np" in upstream.seen[-1]
     assert b"connection: close" in upstream.seen[-1]
     big = os.urandom(40 << 20)
     status, _, body = shared.get("/v1/blobs/" + "a" * 64, method="PUT", body=big)
     assert (status, json.loads(body)["body"]) == (201, len(big))
-    assert shared.get("/v1/endpoints", method="POST", body=b"x" * (33 << 20), headers={"Expect": "100-continue"})[0] == 413
+    assert (
+        shared.get("/v1/endpoints", method="POST", body=b"x" * (33 << 20), headers={"Expect": "100-continue"})[0] == 413
+    )
     assert shared.get("/v1/stream/whole")[2] == b"one two three"
     assert shared.get("/v1/blobs/" + "b" * 64, method="HEAD")[0] == 204
     with pytest.raises(Exception, match=r"IncompleteRead|reset|aborted"):

@@ -35,7 +35,8 @@ class Stream(threading.Thread):
         self.sock.settimeout(60)
         self.sock.sendall(
             f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n{lines}"
-            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body
+            f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode()
+            + body
         )
         self.data = b""
         self.times: list[float] = []
@@ -51,7 +52,11 @@ class Stream(threading.Thread):
 
     @property
     def tokens(self) -> int:
-        return self.data.count(b'"delta": {"content": "') - self.data.count(b'"content": "", ') - self.data.count(b'"content": ""}')
+        return (
+            self.data.count(b'"delta": {"content": "')
+            - self.data.count(b'"content": "", ')
+            - self.data.count(b'"content": ""}')
+        )
 
     def done(self, timeout_s: float = 30) -> Stream:
         self.join(timeout_s)
@@ -86,7 +91,13 @@ class Stream(threading.Thread):
         return found
 
     def text(self, choice: int = 0) -> str:
-        parts = [c["delta"].get("content", "") for e in self.events if e != "[DONE]" for c in e.get("choices", []) if c["index"] == choice]
+        parts = [
+            c["delta"].get("content", "")
+            for e in self.events
+            if e != "[DONE]"
+            for c in e.get("choices", [])
+            if c["index"] == choice
+        ]
         return "".join(parts)
 
 
@@ -125,7 +136,8 @@ def test_killed_worker_is_not_seen_by_the_caller(stage: Stage, at: int) -> None:
     for seed, stream in enumerate(streams):
         whole(stream, seed, 40, 2)
     finals = until(
-        lambda: (found := [r for r in stage.control.records if r.status == 200]) and len(found) == 6 and found, what="the records"
+        lambda: (found := [r for r in stage.control.records if r.status == 200]) and len(found) == 6 and found,
+        what="the records",
     )
     assert [r.completion_tokens for r in finals] == [80] * 6
     assert {r.moves for r in finals} <= {0, 1}
@@ -141,7 +153,9 @@ def test_three_moves_go_on_and_the_fourth_ends_with_an_error(stage: Stage) -> No
         until(lambda marks=marks: stream.data.count(b'"delta"') > marks + 5, what=f"tokens after {move} moves")
         request = stream.head.split(b"x-request-id: ")[1].split(b"\r\n")[0].decode()
         last = until(
-            lambda request=request, move=move: [r for r in stage.control.records if r.record_id == request and r.moves == move],
+            lambda request=request, move=move: [
+                r for r in stage.control.records if r.record_id == request and r.moves == move
+            ],
             what="progress",
         )
         holder = last[0].instance_id
@@ -155,9 +169,13 @@ def test_three_moves_go_on_and_the_fourth_ends_with_an_error(stage: Stage) -> No
     assert "[DONE]" not in events
     text = stream.text()
     assert expected(9, 1000).startswith(text)
-    final = until(lambda: [r for r in stage.control.records if r.record_id == request and r.status], what="the record")[0]
+    final = until(lambda: [r for r in stage.control.records if r.record_id == request and r.status], what="the record")[
+        0
+    ]
     assert final.moves == 3
-    assert final.completion_tokens == sum(bool(c["delta"].get("content")) for e in events if "choices" in e for c in e["choices"])
+    assert final.completion_tokens == sum(
+        bool(c["delta"].get("content")) for e in events if "choices" in e for c in e["choices"]
+    )
 
 
 def test_stopped_worker_is_left_and_its_late_tokens_never_show(stage: Stage) -> None:
@@ -181,12 +199,20 @@ def test_doomed_worker_is_left_before_it_goes(stage: Stage) -> None:
     until(lambda: all(s.data.count(b'"delta"') > 3 for s in streams), what="tokens")
     row = stage.workers["inst_1"]
     stage.workers["inst_1"] = WorkerRow(
-        row.instance_id, row.endpoint_id, row.revision_id, row.epoch, row.slots, row.token_digest, doomed_at=time.time() + 2
+        row.instance_id,
+        row.endpoint_id,
+        row.revision_id,
+        row.epoch,
+        row.slots,
+        row.token_digest,
+        doomed_at=time.time() + 2,
     )
     stage.push()
     for seed, stream in enumerate(streams):
         whole(stream, seed, 120)
-    finals = until(lambda: (f := [r for r in stage.control.records if r.status == 200]) and len(f) == 4 and f, what="the records")
+    finals = until(
+        lambda: (f := [r for r in stage.control.records if r.status == 200]) and len(f) == 4 and f, what="the records"
+    )
     assert {r.instance_id for r in finals} == {"inst_2"}
     assert {r.moves for r in finals} == {0, 1}
 
@@ -205,7 +231,19 @@ def test_stream_without_a_worker_waits_for_the_next_one(stage: Stage) -> None:
 def test_engines_that_cannot_continue_end_with_an_honest_error(stage: Stage) -> None:
     stage.start()
     worker = stage.worker("endp_model", "inst_1", "--delay", "0.02", "--continuation", "none", "--engine", "command")
-    stage.worker("endp_model", "inst_2", "--slots", "1", "--continuation", "none", "--engine", "command", "--late-ready", "30", linked=False)
+    stage.worker(
+        "endp_model",
+        "inst_2",
+        "--slots",
+        "1",
+        "--continuation",
+        "none",
+        "--engine",
+        "command",
+        "--late-ready",
+        "30",
+        linked=False,
+    )
     stream = Stream(stage, seed=2, max_tokens=200)
     until(lambda: stream.data.count(b'"delta"') > 5, what="tokens")
     assert b"x-nanopod-continuation: none" in stream.head
@@ -219,7 +257,10 @@ def test_parked_requests_leave_in_order_when_a_worker_comes(stage: Stage) -> Non
     answers: list[Any] = []
     threads = [
         threading.Thread(
-            target=lambda seed=seed: answers.append(client.chat.completions.create(model="tiny", messages=[], seed=seed)), daemon=True
+            target=lambda seed=seed: answers.append(
+                client.chat.completions.create(model="tiny", messages=[], seed=seed)
+            ),
+            daemon=True,
         )
         for seed in range(8)
     ]
@@ -246,7 +287,10 @@ def test_wake_timeout_is_honest_and_in_time(stage: Stage, headers: dict[str, str
     for stream in (False, True):
         began = time.monotonic()
         status, found, body = stage.get(
-            "/v1/chat/completions", method="POST", body={"model": "tiny", "messages": [], "stream": stream}, headers=headers
+            "/v1/chat/completions",
+            method="POST",
+            body={"model": "tiny", "messages": [], "stream": stream},
+            headers=headers,
         )
         assert least <= time.monotonic() - began <= most
         assert status == 504
@@ -294,5 +338,7 @@ def test_foreign_engine_is_always_asked_for_usage_and_shows_it_on_request_only(s
     assert b'"usage"' not in plain.data
     asked = Stream(stage, seed=2, max_tokens=5, stream_options={"include_usage": True}).done()
     assert asked.events[-2]["usage"]["completion_tokens"] == 5
-    records = until(lambda: (f := [r for r in stage.control.records if r.status == 200]) and len(f) == 2 and f, what="records")
+    records = until(
+        lambda: (f := [r for r in stage.control.records if r.status == 200]) and len(f) == 2 and f, what="records"
+    )
     assert [(r.prompt_tokens, r.completion_tokens) for r in records] == [(3, 5), (3, 5)]

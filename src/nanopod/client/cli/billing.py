@@ -39,7 +39,7 @@ def columns(group: str) -> list[show.Column]:
     def name(row: Mapping[str, Any]) -> Any:
         if row.get("_total"):
             return "TOTAL"
-        return row.get("name") or row.get(group) or row.get(f"{group}_name") or row.get(f"{group}_id")
+        return row.get(f"{group}_name") or row.get(group)
 
     return [
         (group.upper(), name),

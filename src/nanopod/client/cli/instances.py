@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+import argparse
 from typing import Final
 
 from nanopod.client.cli import rows, show
 
 COLUMNS: Final[list[show.Column]] = [
     ("ID", show.field("id")),
-    ("ENDPOINT", lambda row: row.get("endpoint") or row.get("endpoint_name") or row.get("endpoint_id")),
+    ("ENDPOINT", lambda row: row.get("endpoint") or row.get("endpoint_id")),
     ("PHASE", show.field("phase")),
-    ("NODE", lambda row: row.get("node_id") or row.get("node")),
+    ("IN FLIGHT", show.field("in_flight")),
+    ("NODE", show.field("node_id")),
     ("EPOCH", show.field("epoch")),
-    ("SINCE", lambda row: show.when(row.get("since") or row.get("updated_at"))),
+    ("CREATED", show.moment("created_at")),
     ("WHY", show.field("reason")),
 ]
-NOUN: Final = rows.Noun("instance", "/v1/instances", COLUMNS, "no instances: nothing runs")
-configure = NOUN.configure
-run = NOUN.run
+NOUN: Final = rows.Noun("instance", "/v1/instances", COLUMNS, "nothing runs; --all shows what did")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Verbs of `nanopod instances`."""
+    listing = NOUN.configure(parser)["list"]
+    listing.add_argument("--all", action="store_true", help="also those that ended")
+    listing.add_argument("--endpoint", metavar="NAME", help="only those of this endpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """List or show."""
+    if args.action == "get":
+        return NOUN.run(args)
+    return NOUN.run(args, live=None if args.all else 1, endpoint=args.endpoint)

@@ -67,5 +67,6 @@ COLUMNS: Final[list[show.Column]] = [
     ("ENDPOINTS", lambda row: row.get("endpoints") or "all"),
     ("CREATED", show.moment("created_at")),
     ("EXPIRES", show.moment("expires_at")),
+    ("LAST USED", show.moment("last_used_at")),
     ("REVOKED", show.moment("revoked_at")),
 ]

@@ -7,10 +7,11 @@ from typing import Final
 from nanopod.client.cli import rows, show
 
 COLUMNS: Final[list[show.Column]] = [
-    ("ID", lambda row: row.get("id") or row.get("node_id")),
+    ("ID", show.field("id")),
     ("STATE", show.field("state")),
-    ("SLOTS", show.field("slots")),
-    ("SKU", lambda row: row.get("sku") or row.get("sku_id")),
+    ("LINKED", show.field("linked")),
+    ("SLOTS USED", lambda row: f"{row.get('slots_used', 0)}/{row.get('slots', 0)}"),
+    ("SKU", show.field("instance_sku_id")),
     ("MACHINE", show.field("machine_id")),
     ("SEEN", show.moment("seen_at")),
 ]

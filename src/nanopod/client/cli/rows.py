@@ -21,18 +21,19 @@ class Noun:
     empty: str
     has_get: bool = True
 
-    def configure(self, parser: argparse.ArgumentParser) -> None:
-        """Add the verbs."""
+    def configure(self, parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+        """Add the verbs; the parser of each."""
         verbs = {"list": f"list all {self.name}s"} | ({"get": f"show one {self.name}"} if self.has_get else {})
         made = show.add_verbs(parser, verbs)
         if self.has_get:
             made["get"].add_argument("id", metavar="ID", help="an id or a name")
+        return made
 
-    def run(self, args: argparse.Namespace) -> int:
-        """List or show."""
+    def run(self, args: argparse.Namespace, **query: object) -> int:
+        """List (as `query` narrows it) or show."""
         api = show.api_of(args)
         if args.action == "list":
-            rows = list(api.items(self.path))
+            rows = list(api.items(self.path, **query))
             if args.json:
                 show.print_json(rows)
             else:

@@ -18,7 +18,7 @@ COLUMNS: Final[list[show.Column]] = [
     ("VCPUS", show.field("num_vcpus")),
     ("MEMORY", lambda row: show.size(row.get("memory"))),
     ("REGION", show.field("region")),
-    ("ID", lambda row: row.get("id") or row.get("sku_id")),
+    ("ID", lambda row: row.get("id")),
 ]
 NOUN: Final = rows.Noun("instance SKU", "/v1/instance_skus", COLUMNS, "no kinds of nodes are known", has_get=False)
 configure = NOUN.configure

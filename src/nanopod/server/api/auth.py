@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 from typing import Final
@@ -9,7 +10,7 @@ from typing import Final
 from starlette.requests import Request
 
 from nanopod.model.chain import Key
-from nanopod.model.errors import Denied, Unauthenticated
+from nanopod.model.errors import Denied, NoCapacity, Unauthenticated
 from nanopod.model.ids import key_id_of
 from nanopod.server.api.context import Context
 
@@ -41,5 +42,7 @@ async def authenticate(context: Context, request: Request, scope: str) -> Key:
     if "admin" not in key.scopes and scope not in key.scopes:
         raise Denied(f"this key may {' and '.join(key.scopes)} only; this needs a key with the scope {scope!r}")
     if key.last_used_at is None or now // 60 * 60 > key.last_used_at:
-        await context.store.write(lambda write: write.key_used(key_id, now), durable=False)
+        # A nicety: a full disk must not keep people from looking.
+        with contextlib.suppress(NoCapacity):
+            await context.store.write(lambda write: write.key_used(key_id, now), durable=False)
     return key

@@ -1,0 +1,51 @@
+"""Names of the files in an instance's directory, and two ways to touch them. Imports little: the shim uses it.
+
+```
+spec.json      what to run and how (0600: it holds the join token)     log           what the worker printed
+instance.json  who runs it: boot id, pid, start time, session          control.sock  ping, status, stop
+app/           the unpacked bundle, the worker's directory              lock          held while anything of it lives
+failure.json   why it cannot serve, in the worker's words              exit.json     how it ended
+```
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+SPEC: Final = "spec.json"
+INSTANCE: Final = "instance.json"
+FAILURE: Final = "failure.json"
+EXIT: Final = "exit.json"
+LOG: Final = "log"
+LOCK: Final = "lock"
+CONTROL: Final = "control.sock"
+APP: Final = "app"
+
+TAIL_LINES: Final = 50
+TAIL_BYTES: Final = 32_768
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Replace a file as a whole, mode 0600: readers see the old content or the new, never a part."""
+    part = f"{os.fspath(path)}.part"
+    fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(fd, view) :]
+    finally:
+        os.close(fd)
+    os.replace(part, path)
+
+
+def tail_of(path: str | os.PathLike[str], lines: int = TAIL_LINES) -> str:
+    """The last lines of a text file; empty when there is none."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            text = file.read(TAIL_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-lines:])

@@ -1,0 +1,380 @@
+"""The instances of this machine: brought from what is to what is wanted, each by its own life (`machine`)."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nanopod.model.endpoint import Failure, InstanceSpec, ObservedInstance
+from nanopod.model.layout import Layout
+from nanopod.node import bundle, environment, files, launch, records
+from nanopod.node.machine import (
+    Admitted,
+    Adopted,
+    Event,
+    Instruction,
+    Life,
+    Prepared,
+    Started,
+    Tick,
+    Trouble,
+    UnknownTransition,
+    Unwanted,
+)  # fmt: skip
+
+STARTS_MIN: Final = 4
+FORGET_S: Final = 60.0
+"""An ended instance that nobody wants is reported so long, then forgotten."""
+KEEP_S: Final = 86_400.0
+KEEP_MAX: Final = 50
+"""Logs of ended instances: the newest ones, for a day."""
+SWEEP_S: Final = 60.0
+INTRODUCE_S_MAX: Final = 1.0
+_log: Final = logging.getLogger("nanopod.node.fleet")
+
+
+@dataclass(slots=True)
+class Held:
+    """One epoch of an instance, and what the agent has of it."""
+
+    spec: InstanceSpec
+    directory: Path
+    life: Life
+    running: records.Running | None = None
+    since: float = 0.0
+    """Unix seconds of its last change of state."""
+    next: InstanceSpec | None = None
+    """A newer epoch that waits for this one to end."""
+    wanted: bool = True
+    begun: bool = False
+    settled: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once it no longer takes a place among those that start."""
+    stop: threading.Event = field(default_factory=threading.Event)
+    """Set to give its preparation up."""
+    forget_at: float | None = None
+
+    def observed(self) -> ObservedInstance:
+        """What the server is told."""
+        life = self.life
+        return ObservedInstance(
+            self.spec.instance_id, self.spec.epoch, life.phase, life.pid, life.exit_code, life.signal, life.reason,
+            life.failure, self.since,
+        )  # fmt: skip
+
+
+class Fleet:
+    """All instances of one node. Everything here runs on one event loop; slow work goes to threads."""
+
+    def __init__(self, layout: Layout, node_id: str, cpus: int, on_change: Callable[[], None]) -> None:
+        self.instances: dict[str, Held] = {}
+        self._layout = layout
+        self._node_id = node_id
+        self._on_change = on_change
+        self._gateways: tuple[str, ...] = (f"unix:{layout.gateway_socket}",)
+        self._room = asyncio.Semaphore(max(STARTS_MIN, cpus))
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
+        self._sweep_at = 0.0
+
+    def observed(self) -> list[ObservedInstance]:
+        """The whole truth."""
+        return [held.observed() for held in self.instances.values()]
+
+    # --- after a restart ---
+
+    async def recover(self) -> None:
+        """Find out what became of the instances that an earlier agent started."""
+        found = [path for path in self._layout.instances.iterdir() if path.is_dir()]
+        await asyncio.gather(*(self._recover(path) for path in found))
+
+    async def _recover(self, directory: Path) -> None:
+        start = records.read_start(directory)
+        if start is None:
+            return
+        held = self._hold(start.instance, wanted=False)
+        epoch = start.instance.epoch
+        if not (directory / files.LOCK).exists():
+            return  # it was never started: it waits until the server wants it (again)
+        running = await self._introduced(directory, epoch)
+        if running is not None and launch.is_alive(running) and await launch.ask(directory, "ping") is not None:
+            held.running, held.begun = running, True
+            held.settled.set()
+            _log.info("instance=%s epoch=%d adopted pid=%d", start.instance.instance_id, epoch, running.pid)
+            self._event(held, Adopted(running.pid))
+            return
+        held.running = running
+        await asyncio.to_thread(launch.kill, start.instance.instance_id, running)
+        self._event(held, launch.exited(directory, epoch))
+
+    async def _introduced(self, directory: Path, epoch: int) -> records.Running | None:
+        """instance.json of this epoch; a shim that was just started has a moment to write it."""
+        limit = time.monotonic() + INTRODUCE_S_MAX
+        while True:
+            running = records.read_running(directory)
+            if running is not None and running.epoch == epoch:
+                return running
+            lock = launch.try_lock(directory)
+            if lock is not None:
+                os.close(lock)
+                return None
+            if time.monotonic() > limit:
+                return None
+            await asyncio.sleep(0.01)
+
+    # --- what is wanted ---
+
+    def converge(self, wanted: Sequence[InstanceSpec], gateways: tuple[str, ...]) -> None:
+        """Run exactly these: start what is missing, replace older epochs, stop the rest."""
+        if gateways:
+            self._gateways = gateways
+        names = {spec.instance_id for spec in wanted}
+        for instance_id, held in list(self.instances.items()):
+            if instance_id not in names:
+                held.next = None
+                self._unwanted(held, "no longer wanted")
+        for spec in wanted:
+            self._want(spec)
+        self._on_change()
+
+    def _want(self, spec: InstanceSpec) -> None:
+        held = self.instances.get(spec.instance_id)
+        if held is None:
+            directory = self._directory(spec)
+            ended = records.read_verdict(directory)
+            held = self._hold(spec)
+            if ended is not None and ended.epoch >= spec.epoch:
+                # It ran and ended already; an epoch does not run twice.
+                self._event(held, launch.exited(directory, spec.epoch))
+                return
+        elif spec.epoch > held.spec.epoch:
+            held.next = spec
+            self._unwanted(held, f"replaced by epoch {spec.epoch}")
+            return
+        elif spec.epoch < held.spec.epoch:
+            _log.warning("instance=%s epoch=%d refused: epoch %d is known", spec.instance_id, spec.epoch, held.spec.epoch)
+            return
+        held.wanted, held.forget_at = True, None
+        if held.life.state == "queued" and not held.begun:
+            held.begun = True
+            self._spawn(self._begin(held))
+
+    def _unwanted(self, held: Held, reason: str) -> None:
+        first, held.wanted = held.wanted, False
+        if held.life.is_over:
+            if held.next is not None:
+                self._replace(held)
+            elif first or held.forget_at is None:
+                held.forget_at = time.monotonic() + FORGET_S
+                self._event(held, Unwanted(reason))
+        elif held.life.state != "stopping":
+            self._event(held, Unwanted(reason))
+
+    def _replace(self, held: Held) -> None:
+        """The epoch is over and a newer one wanted: its directory is emptied, the log goes on."""
+        spec = held.next
+        assert spec is not None
+        self.instances.pop(spec.instance_id, None)
+        launch.strip(held.directory)
+        for name in (files.EXIT, files.FAILURE):
+            (held.directory / name).unlink(missing_ok=True)
+        self._want(spec)
+
+    def _hold(self, spec: InstanceSpec, *, wanted: bool = True) -> Held:
+        held = Held(
+            spec, self._directory(spec), Life(spec.instance_id, spec.epoch, spec.grace_s), since=time.time(),
+            wanted=wanted,
+        )  # fmt: skip
+        self.instances[spec.instance_id] = held
+        return held
+
+    def _directory(self, spec: InstanceSpec) -> Path:
+        name = spec.instance_id
+        assert name and "/" not in name and not name.startswith("."), "ids are plain names"
+        return self._layout.instances / name
+
+    # --- one instance ---
+
+    def _event(self, held: Held, event: Event) -> None:
+        life = held.life
+        before = life.state
+        try:
+            instructions = life.handle(event, time.monotonic())
+        except UnknownTransition:
+            _log.exception("instance=%s event=%s", life.instance_id, type(event).__name__)
+            return
+        if life.state != before:
+            held.since = time.time()
+            _log.info(
+                "instance=%s epoch=%d %s -> %s%s",
+                life.instance_id, life.epoch, before, life.state, f": {life.reason}" if life.reason else "",
+            )  # fmt: skip
+            self._on_change()
+        if life.state not in ("queued", "preparing", "starting"):
+            held.settled.set()
+        for instruction in instructions:
+            self._do(held, instruction)
+        if life.is_over and life.state != before:
+            held.forget_at = None if held.wanted else time.monotonic() + FORGET_S
+            if held.next is not None:
+                self._replace(held)
+            elif not held.wanted:
+                self._event(held, Unwanted(life.reason))
+
+    def _do(self, held: Held, instruction: Instruction) -> None:
+        if instruction is Instruction.PREPARE:
+            self._spawn(self._prepare(held))
+        elif instruction is Instruction.ABORT:
+            held.stop.set()
+        elif instruction is Instruction.START:
+            self._spawn(self._start(held))
+        elif instruction is Instruction.WATCH:
+            self._watch(held)
+        elif instruction is Instruction.TERMINATE:
+            if held.running is not None:
+                launch.terminate(held.running)
+        elif instruction is Instruction.KILL:
+            self._spawn(asyncio.to_thread(launch.kill, held.spec.instance_id, held.running))
+        elif instruction is Instruction.CLEAN and held.directory.is_dir():
+            launch.strip(held.directory)
+
+    async def _begin(self, held: Held) -> None:
+        """Take one of the places for starting, and keep it until the worker runs."""
+        async with self._room:
+            if held.life.state == "queued":
+                self._event(held, Admitted())
+                await held.settled.wait()
+
+    async def _prepare(self, held: Held) -> None:
+        failure: Failure | None
+        try:
+            await asyncio.to_thread(self._prepare_files, held)
+        except bundle.BundleError as error:
+            failure = Failure("bundle", str(error), user_fault=error.user_fault)
+        except environment.EnvironmentFailed as error:
+            failure = error.failure
+        except OSError as error:
+            failure = Failure("bundle", f"the instance's directory cannot be made: {error}", user_fault=False)
+        else:
+            self._event(held, Prepared())
+            return
+        self._fail(held, failure)
+
+    def _prepare_files(self, held: Held) -> None:
+        """On a thread: everything a shim needs to find in the directory."""
+        spec, directory = held.spec, held.directory
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Written first: an agent that takes over from here must know of the instance.
+        self._write_start(held, records.Launch([], {}, ""))
+        app = directory / files.APP
+        if spec.app.bundle:
+            bundle.unpack(self._layout.blob(spec.app.bundle), spec.app.bundle, app, spec.app.image.copies)
+        else:
+            app.mkdir(exist_ok=True)
+        environments = self._layout.environments
+        ready = environment.prepare(spec.app.image, environments, directory, local=self._local, stop=held.stop)
+        if ready.notes:
+            with open(directory / files.LOG, "a") as log:
+                log.writelines(f"{note}\n" for note in ready.notes)
+        argv = [ready.python, "-P", "-m", "nanopod.node.worker", str(directory)]
+        env = launch.environment_of(spec.instance_id, dict(ready.env))
+        self._write_start(held, records.Launch(argv, env, str(app), spec.lease_s, spec.grace_s))
+
+    def _write_start(self, held: Held, how: records.Launch) -> None:
+        start = records.Start(held.spec, list(self._gateways), how, str(self._layout.models), self._local)
+        records.write_start(held.directory, start)
+
+    async def _start(self, held: Held) -> None:
+        directory, instance_id = held.directory, held.spec.instance_id
+        try:
+            process = launch.start(directory, instance_id)
+            held.running = await launch.started(directory, held.spec.epoch, process)
+        except launch.StartTrouble as error:
+            await asyncio.to_thread(launch.kill, instance_id, records.read_running(directory))
+            tail = files.tail_of(directory / files.LOG)
+            self._fail(held, Failure("start", str(error), log_tail=tail, user_fault=False))
+            return
+        self._event(held, Started(held.running.pid))
+
+    def _fail(self, held: Held, failure: Failure) -> None:
+        """Nothing of it runs: leave the same traces as one that ran, and report."""
+        verdict = records.Verdict(held.spec.epoch, reason=failure.message, phase="preparing", at=time.time())
+        with contextlib.suppress(OSError):
+            records.write_failure(held.directory, failure)
+            records.write_verdict(held.directory, verdict)
+        self._event(held, Trouble(failure))
+
+    def _watch(self, held: Held) -> None:
+        """Hear at once when the shim ends, whoever its parent is."""
+        assert held.running is not None
+        loop = asyncio.get_running_loop()
+        try:
+            fd = os.pidfd_open(held.running.pid)
+        except OSError:
+            self._spawn(self._ended(held))
+            return
+
+        def on_exit() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            self._spawn(self._ended(held))
+
+        loop.add_reader(fd, on_exit)
+        if not launch.is_alive(held.running):
+            on_exit()
+
+    async def _ended(self, held: Held) -> None:
+        if records.read_verdict(held.directory) is None:
+            # The shim was killed and could not look after what its worker left.
+            await asyncio.to_thread(launch.kill, held.spec.instance_id, held.running)
+        self._event(held, launch.exited(held.directory, held.spec.epoch))
+
+    # --- time ---
+
+    def tick(self, now: float) -> None:
+        """Let time pass for everything; a few times a second."""
+        for instance_id, held in list(self.instances.items()):
+            self._event(held, Tick())
+            if held.forget_at is not None and now >= held.forget_at and held.life.is_over:
+                del self.instances[instance_id]
+                self._on_change()
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self._spawn(asyncio.to_thread(self._sweep, frozenset(self.instances)))
+
+    def ping(self) -> None:
+        """Renew the leases of all shims."""
+        for held in self.instances.values():
+            if held.life.state in ("running", "stopping") and held.running is not None:
+                self._spawn(launch.ask(held.directory, "ping"))
+
+    def _sweep(self, known: frozenset[str]) -> None:
+        """Remove what ended long ago. On a thread."""
+        ended = []
+        for path in self._layout.instances.iterdir():
+            if path.is_dir() and path.name not in known and not (path / files.SPEC).exists():
+                with contextlib.suppress(OSError):
+                    ended.append((path.stat().st_mtime, path))
+        ended.sort(reverse=True)
+        limit = time.time() - KEEP_S
+        for number, (changed, path) in enumerate(ended):
+            if number >= KEEP_MAX or changed < limit:
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _spawn(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("a step failed", exc_info=task.exception())

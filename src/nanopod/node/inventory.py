@@ -1,0 +1,160 @@
+"""What this machine has: processors, memory, disk and GPUs, as the kernel and the driver say, never more."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nanopod.model.capacity import Node, Sku
+from nanopod.model.ids import base62
+
+GIB: Final = 1 << 30
+STORAGE_STEP: Final = 100 * 10**9
+SMI_S_MAX: Final = 5.0
+SLOTS_MIN: Final = 4
+_CGROUP_MEMORY: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+_CGROUP_CPU: Final = "/sys/fs/cgroup/cpu.max"
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One usable accelerator. `memory` is in bytes."""
+
+    name: str
+    memory: int
+    uuid: str = ""
+    driver: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """A machine's parts. Memory and disk are in bytes."""
+
+    cpus: int
+    memory: int
+    storage: int
+    gpus: tuple[Gpu, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def sku(self) -> Sku:
+        """The hardware kind; machines with equal properties get the same id."""
+        gpu = self.gpus[0] if self.gpus else None
+        count = sum(1 for known in self.gpus if gpu is not None and known.name == gpu.name)
+        name = gpu.name if gpu is not None else "none"
+        alias = f"{count}x-{name.lower().replace(' ', '-')}" if gpu is not None else f"cpu-{self.cpus}x"
+        sku = Sku(
+            "", alias, accelerator=name, num_accelerators=count, accelerator_memory=gpu.memory if gpu else 0,
+            num_vcpus=self.cpus, memory=self.memory // GIB * GIB,
+            local_storage=self.storage // STORAGE_STEP * STORAGE_STEP,
+        )  # fmt: skip
+        digest = hashlib.sha256(json.dumps(asdict(sku), sort_keys=True).encode()).digest()
+        named = {**asdict(sku), "sku_id": "isku_" + base62(digest, 21)}
+        return Sku(**named)
+
+    def slots(self) -> int:
+        """How many worker processes may run at once."""
+        return max(SLOTS_MIN, 2 * self.cpus)
+
+
+def node_of(node_id: str, machine_id: str, inventory: Inventory) -> Node:
+    """The machine as one node."""
+    return Node(node_id, machine_id, inventory.sku().sku_id, inventory.slots())
+
+
+def look(data: Path) -> Inventory:
+    """Look at this machine; `data` is where instances are kept."""
+    cpus, memory = _cpus(), _memory()
+    gpus = _gpus()
+    facts: dict[str, Any] = {
+        "cpu_name": _cpu_name(),
+        "cpu_cores": os.cpu_count() or 1,
+        "cpu_arch": platform.machine(),
+        "os_version": platform.release(),
+        "hostname": platform.node(),
+        "python": platform.python_version(),
+        "gpus": [asdict(gpu) for gpu in gpus],
+        "isolation": ["process"],
+    }
+    try:
+        storage = shutil.disk_usage(data).total
+    except OSError:
+        storage = 0
+    return Inventory(cpus, memory, storage, gpus, {key: value for key, value in facts.items() if value})
+
+
+def memory_free() -> int:
+    """Bytes that processes could still get."""
+    return _meminfo("MemAvailable")
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def _meminfo(name: str) -> int:
+    for line in _read("/proc/meminfo").splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
+def _memory() -> int:
+    limits = [int(text) for path in _CGROUP_MEMORY if (text := _read(path)).isdigit()]
+    return min([_meminfo("MemTotal"), *limits])
+
+
+def _cpus() -> int:
+    """The smaller of what the scheduler allows and what the control group's quota is worth."""
+    allowed = len(os.sched_getaffinity(0))
+    quota, _, period = _read(_CGROUP_CPU).partition(" ")
+    if quota.isdigit() and period.isdigit() and int(period) > 0:
+        return max(1, min(allowed, int(quota) // int(period)))
+    return max(1, allowed)
+
+
+def _cpu_name() -> str:
+    for line in _read("/proc/cpuinfo").splitlines():
+        if line.startswith(("model name", "Model")):
+            return line.partition(":")[2].strip()
+    return ""
+
+
+def parse_smi(text: str) -> tuple[Gpu, ...]:
+    """GPUs of `nvidia-smi --query-gpu=name,memory.total,uuid,driver_version --format=csv,noheader,nounits`."""
+    found = []
+    for line in text.splitlines():
+        parts = [part.strip() for part in line.split(",")]
+        if len(parts) == 4 and parts[1].isdigit():
+            found.append(Gpu(_short(parts[0]), int(parts[1]) << 20, parts[2], parts[3]))
+    return tuple(found)
+
+
+def _short(name: str) -> str:
+    """The name without its maker: `NVIDIA GeForce RTX 4090` is known as `RTX 4090`."""
+    for prefix in ("NVIDIA GeForce ", "NVIDIA "):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _gpus() -> tuple[Gpu, ...]:
+    smi = shutil.which("nvidia-smi")
+    if smi is None:
+        return ()
+    query = "--query-gpu=name,memory.total,uuid,driver_version"
+    try:
+        done = subprocess.run(
+            [smi, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=SMI_S_MAX, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    return parse_smi(done.stdout) if done.returncode == 0 else ()

@@ -1,0 +1,176 @@
+"""Starts, finds, asks and ends shims, from the agent's side."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+from nanopod.model.endpoint import Failure
+from nanopod.node import files, procs, records
+from nanopod.node.machine import Exited
+
+START_S_MAX: Final = 5.0
+ASK_S_MAX: Final = 2.0
+PRIVATE: Final = ("NANOPOD_API_KEY", "NANOPOD_URL", "VAST_API_KEY", "NANOPOD_STATUS_FD", "NANOPOD_INSTANCE_DIR")
+"""Variables of the agent that user code must not inherit."""
+
+
+class StartTrouble(Exception):
+    """The shim did not start."""
+
+
+def mark_of(instance_id: str) -> str:
+    """What every process of an instance carries in its environment."""
+    return f"NANOPOD_INSTANCE={instance_id}"
+
+
+def environment_of(instance_id: str, extra: dict[str, str]) -> dict[str, str]:
+    """A worker's environment variables: the agent's without secrets, then the image's, then ours."""
+    inherited = {name: value for name, value in os.environ.items() if name not in PRIVATE}
+    return {**inherited, **extra, "NANOPOD_MODE": "serve", "NANOPOD_INSTANCE": instance_id}
+
+
+def try_lock(directory: Path) -> int | None:
+    """The descriptor of the instance's lock, or None while something of the instance lives."""
+    fd = os.open(directory / files.LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
+
+
+def start(directory: Path, instance_id: str) -> subprocess.Popen[bytes]:
+    """Start the shim and return at once; it leaves us within milliseconds and writes instance.json.
+
+    The lock goes from us to the shim and the worker without a gap, so two epochs cannot run. Raises `StartTrouble`.
+    """
+    lock = try_lock(directory)
+    if lock is None:
+        raise StartTrouble("processes of an earlier start are still there")
+    try:
+        for name in (files.INSTANCE, files.EXIT, files.FAILURE):
+            (directory / name).unlink(missing_ok=True)
+        with open(directory / files.LOG, "ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "nanopod.node.run", str(directory)],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), close_fds=True,
+                env={**os.environ, "NANOPOD_INSTANCE": instance_id},
+            )  # fmt: skip
+    except OSError as error:
+        raise StartTrouble(f"the shim cannot be started: {error.strerror}") from error
+    finally:
+        os.close(lock)
+
+
+async def started(directory: Path, epoch: int, process: subprocess.Popen[bytes]) -> records.Running:
+    """Wait until the shim of this epoch has introduced itself. Raises `StartTrouble`."""
+    loop = asyncio.get_running_loop()
+    limit = loop.time() + START_S_MAX
+    pause_s = 0.002
+    while loop.time() < limit:
+        process.poll()
+        running = records.read_running(directory)
+        if running is not None and running.epoch == epoch:
+            return running
+        if records.read_verdict(directory) is not None or process.returncode not in (None, 0):
+            break
+        await asyncio.sleep(pause_s)
+        pause_s = min(0.05, pause_s * 1.3)
+    running = records.read_running(directory)
+    if running is not None and running.epoch == epoch:
+        return running
+    raise StartTrouble(f"the shim did not start within {START_S_MAX:.0f} s: {files.tail_of(directory / files.LOG, 5)}")
+
+
+def is_alive(running: records.Running) -> bool:
+    """True while this very shim lives: same boot, same pid, same start time."""
+    return running.boot_id == procs.boot_id() and procs.start_time(running.pid) == running.start_time
+
+
+async def ask(directory: Path, op: str, **fields: Any) -> dict[str, Any] | None:
+    """One request on control.sock; None when nobody answers in time."""
+    # Socket paths are short, data directories may not be: go by a descriptor of the directory.
+    try:
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    writer: asyncio.StreamWriter | None = None
+    try:
+        async with asyncio.timeout(ASK_S_MAX):
+            reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{fd}/{files.CONTROL}")
+            writer.write(json.dumps({"op": op, **fields}).encode() + b"\n")
+            found = json.loads(await reader.readline())
+            return found if isinstance(found, dict) else None
+    except (OSError, ValueError, TimeoutError):
+        return None
+    finally:
+        os.close(fd)
+        if writer is not None:
+            writer.close()
+
+
+def terminate(running: records.Running) -> None:
+    """SIGTERM to the shim, which lets its worker drain."""
+    if is_alive(running):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(running.pid, signal.SIGTERM)
+
+
+def kill(instance_id: str, running: records.Running | None) -> list[int]:
+    """SIGKILL everything of the instance; who survived. Blocks for seconds at most."""
+    session = running.sid if running is not None and running.boot_id == procs.boot_id() else 0
+    return procs.kill_session(session, mark_of(instance_id))
+
+
+def exited(directory: Path, epoch: int) -> Exited:
+    """How an instance whose shim is gone came to its end, from what it wrote."""
+    verdict = records.read_verdict(directory)
+    tail = files.tail_of(directory / files.LOG)
+    if verdict is None or verdict.epoch != epoch:
+        reason = "its shim ended without a word: it was killed, or the machine or the cloud was restarted"
+        verdict = records.lost(epoch, reason, tail)
+        records.write_verdict(directory, verdict)
+        failure = Failure("run", reason, log_tail=tail, user_fault=False)
+        return Exited(None, verdict.signal, False, reason, failure)
+    if verdict.exit_code == records.EXIT_FENCED:
+        return Exited(verdict.exit_code, None, True, "fenced: a newer epoch of it was started")
+    if verdict.asked:
+        return Exited(verdict.exit_code, verdict.signal, True, verdict.reason)
+    failure = records.read_failure(directory) or _death(verdict)
+    return Exited(verdict.exit_code, verdict.signal, False, failure.message, failure)
+
+
+def _death(verdict: records.Verdict) -> Failure:
+    """The failure of a worker that ended without saying why."""
+    killed = verdict.signal == signal.SIGKILL
+    if verdict.signal is not None:
+        how = f"was ended by {signal.Signals(verdict.signal).name}" if verdict.signal < 65 else "was ended by a signal"
+        how += " (out of memory, or killed by hand)" if killed else ""
+    else:
+        how = f"ended by itself with exit status {verdict.exit_code}"
+    was_ready = verdict.phase in ("ready", "draining")
+    return Failure(
+        "run" if was_ready else "start", f"the worker {how}", log_tail=verdict.log_tail, user_fault=not killed
+    )
+
+
+def strip(directory: Path) -> None:
+    """Remove everything of an ended instance except its log and how it ended."""
+    for path in list(directory.iterdir()):
+        if path.name in (files.LOG, f"{files.LOG}.1", files.EXIT, files.FAILURE):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,34 @@
+"""Threads for functions that are not asynchronous: as many as there are calls at once, reused, never waited for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+Work = tuple[Callable[[Any], None], Any]
+
+
+class Threads:
+    """Runs `function(argument)` on a thread. The caller bounds how many run at once."""
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Work] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+        self._count = 0
+
+    def run(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Run it on an idle thread, or on a new one. `function` must not raise."""
+        if not self._idle.acquire(blocking=False):
+            self._count += 1
+            threading.Thread(target=self._loop, name=f"nanopod-call-{self._count}", daemon=True).start()
+        self._work.put((function, argument))
+
+    def _loop(self) -> None:
+        while True:
+            function, argument = self._work.get()
+            function(argument)
+            # Nothing of the call may stay alive on a thread that idles.
+            del function, argument
+            self._idle.release()

@@ -1,0 +1,278 @@
+"""The worker of one instance, `python -m nanopod.node.worker DIR`: loads what it serves, serves it, drains, ends.
+
+Exit status: 0 drained, 1 could not start or broke (failure.json says why), 75 fenced by a newer epoch.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Final
+
+from nanopod.model.endpoint import Failure
+from nanopod.node import files, records
+from nanopod.node.records import Start
+from nanopod.node.runtime import output
+from nanopod.node.runtime.link import Identity, Link
+from nanopod.node.runtime.loading import StartFailed, failure_of, load_app
+
+EXIT_FAILED: Final = 1
+EXIT_S_MAX: Final = 10.0
+DELIVER_S_MAX: Final = 5.0
+"""How long a drained worker keeps answers that no gateway has taken yet."""
+SWITCH_S: Final = 0.001
+"""The link's thread gets its turn this soon when user code computes."""
+
+_log: Final = logging.getLogger("nanopod.node.worker")
+
+
+class Ending:
+    """Why and when the worker ends."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.reason = ""
+        self.failure: Failure | None = None
+
+    def ask(self, reason: str, failure: Failure | None = None) -> None:
+        """End; the first reason counts."""
+        if not self.asked.is_set():
+            self.reason, self.failure = reason, failure
+            self.asked.set()
+
+
+def exit_limit_s(grace_s: float) -> float:
+    """The part of the grace period that is kept for leaving contexts."""
+    return min(EXIT_S_MAX, grace_s / 3)
+
+
+def _identity(start: Start) -> Identity:
+    instance = start.instance
+    return Identity(instance.instance_id, instance.epoch, instance.join_token, tuple(start.gateways))
+
+
+def _status_fd() -> int | None:
+    text = os.environ.pop("NANOPOD_STATUS_FD", "")
+    if not text.isdigit():
+        return None
+    os.set_inheritable(int(text), False)
+    return int(text)
+
+
+async def _until_asked(ending: Ending, work: Coroutine[Any, Any, None]) -> bool:
+    """Run `work`; cancel it when the worker is asked to end meanwhile. True when it was done."""
+    task = asyncio.ensure_future(work)
+    asked = asyncio.ensure_future(ending.asked.wait())
+    await asyncio.wait((task, asked), return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    if task.done():
+        await task
+        return True
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+    return False
+
+
+async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending) -> None:
+    """Contexts, benchmark, calls, drain. The module is imported already."""
+    from nanopod.node.runtime.contexts import ContextFailed, Contexts
+
+    loop = asyncio.get_running_loop()
+    instance = start.instance
+    executor = serving.executor
+    app = serving.app
+    executor.attach(loop, app)
+    link.handoff.attach(loop)
+    serving.on_end = lambda: ending.ask(serving.fenced)
+    contexts = Contexts(app)
+
+    async def load() -> None:
+        try:
+            await contexts.enter()
+        except ContextFailed as failed:
+            raise StartFailed(failure_of("context", failed.error, f"{failed.name}: ")) from failed
+        serving.perf = await _benchmark(start, app)
+
+    error: BaseException | None = None
+    try:
+        if await _until_asked(ending, load()):
+            executor.draining = False
+            serving.ready()
+            await ending.asked.wait()
+    except StartFailed as failed:
+        error = failed.__cause__ or failed
+        raise
+    finally:
+        limit_s = exit_limit_s(instance.grace_s)
+        executor.draining = serving.is_draining = True
+        serving.tell()
+        lost = await executor.drain(0.0 if error is not None else instance.grace_s - limit_s)
+        if lost:
+            _log.warning("%d calls were still running at the end of the grace period", lost)
+        until = time.monotonic() + min(DELIVER_S_MAX, limit_s)
+        while executor.table.undelivered() and not serving.fenced and time.monotonic() < until:
+            await asyncio.sleep(0.01)
+        await contexts.exit(error, limit_s)
+
+
+async def _benchmark(start: Start, app: Any) -> float | None:
+    if not any(function.benchmark_dataset or function.benchmark_generator for function in app.functions.values()):
+        return None
+    from nanopod.node.runtime.benchmark import BenchmarkFailed, benchmark
+
+    try:
+        return await benchmark(app, start.instance.app.module, 1 if start.local else None)
+    except BenchmarkFailed as failed:
+        raise StartFailed(failure_of("benchmark", failed.error, f"{failed.name}: ")) from failed
+
+
+async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) -> None:
+    """Engine, requests, drain. The link is dialled only once the engine's capabilities are known."""
+    from nanopod.node.runtime.hosting import start_engine
+
+    loop = asyncio.get_running_loop()
+    link.handoff.attach(loop)
+    serving.on_end = lambda: ending.ask(serving.fenced)
+    instance = start.instance
+    engine = serving.engine
+
+    async def load() -> None:
+        try:
+            await start_engine(engine)
+        except Exception as error:
+            raise StartFailed(failure_of("engine", error)) from error
+
+    limit_s = exit_limit_s(instance.grace_s)
+    try:
+        if await _until_asked(ending, load()):
+            serving.caps = engine.caps
+            exited = getattr(engine, "exited", None)
+            if exited is not None:
+                exited.add_done_callback(
+                    lambda done: ending.ask("the engine ended", Failure("run", done.result(), log_tail=output.tail()))
+                )
+            serving.is_ready = True
+            link.start()
+            serving.tell()
+            await ending.asked.wait()
+    finally:
+        serving.is_draining = True
+        serving.tell()
+        await serving.drain(0.0 if ending.failure else instance.grace_s - limit_s)
+        await engine.stop(limit_s)
+    if ending.failure is not None:
+        raise StartFailed(ending.failure)
+
+
+async def _main(start: Start, link: Link, serving: Any) -> None:
+    ending = Ending()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, ending.ask, f"{number.name} was sent")
+    serve = serve_model if start.instance.app.kind == "model" else serve_functions
+    await serve(start, link, serving, ending)
+
+
+def _loop_factory() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.new_event_loop()
+    loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
+    return loop
+
+
+def _logging() -> None:
+    """Our own lines go to the log; the user's logging is theirs to set up."""
+    logger = logging.getLogger("nanopod")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _prepare(start: Start, status_fd: int | None) -> tuple[Link, Any]:
+    """The link and what serves behind it. For functions this dials first and imports the module meanwhile."""
+    app = start.instance.app
+    if app.kind == "model":
+        from nanopod.node.runtime.hosting import make_engine
+        from nanopod.node.runtime.serving import Models
+
+        try:
+            models = Models(start, make_engine(start))
+        except Exception as error:
+            raise StartFailed(failure_of("engine", error)) from error
+        models.engine_name = app.model.engine if app.model is not None else ""
+        models.link = Link(_identity(start), models, status_fd)
+        return models.link, models
+    from nanopod.node.runtime.serving import Functions
+
+    functions = Functions(start)
+    functions.link = Link(_identity(start), functions, status_fd)
+    functions.link.start()
+    functions.app = load_app(app, Path.cwd())
+    return functions.link, functions
+
+
+def run(start: Start) -> int:
+    """Serve until told to end; the exit status."""
+    status_fd = _status_fd()
+    link: Link | None = None
+    serving: Any = None
+    try:
+        link, serving = _prepare(start, status_fd)
+        serving.tell()
+        with asyncio.Runner(loop_factory=_loop_factory) as runner:
+            runner.run(_main(start, link, serving))
+    except StartFailed as failed:
+        return _give_up(failed.failure)
+    except BaseException as error:  # sys.exit() in a context, or a mistake of ours
+        return _give_up(failure_of("start", error))
+    finally:
+        if link is not None:
+            link.close(2.0)
+    if serving.fenced:
+        _log.warning("ending: %s", serving.fenced)
+        return records.EXIT_FENCED
+    return 0
+
+
+def _give_up(failure: Failure) -> int:
+    with contextlib.suppress(OSError):
+        records.write_failure(Path(os.environ["NANOPOD_INSTANCE_DIR"]), failure)
+    _log.error("cannot serve (%s): %s\n%s", failure.stage, failure.message, failure.traceback)
+    return EXIT_FAILED
+
+
+def main(argv: list[str]) -> int:
+    """Run the worker of the instance directory `argv[1]`; the working directory is the user's."""
+    if len(argv) != 2:
+        print("usage: python -m nanopod.node.worker DIR", file=sys.stderr)
+        return 2
+    directory = Path(argv[1]).absolute()
+    os.environ["NANOPOD_INSTANCE_DIR"] = str(directory)
+    output.capture()
+    _logging()
+    sys.setswitchinterval(SWITCH_S)
+    start = records.read_start(directory)
+    if start is None:
+        return _give_up(Failure("start", f"{directory / files.SPEC} is missing or damaged", user_fault=False))
+    return run(start)
+
+
+if __name__ == "__main__":
+    status = main(sys.argv)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    # Threads of abandoned calls must not keep the process; contexts were left already.
+    os._exit(status)

@@ -29,7 +29,7 @@ if __name__ == "__main__":
 """
 
 CASES = {
-    "syntax": ("this is not python", ["SyntaxError"]),
+    "syntax": ("def work(x) return x", ["SyntaxError"]),
     "import": (
         "if not __name__ == '__main__':\n    import a_module_that_is_nowhere\n@app.remote\nasync def work(x): return x",
         ["a_module_that_is_nowhere", "import"],

@@ -94,7 +94,11 @@ def moved(cloud: Cloud) -> list[dict[str, Any]]:
 
 
 def test_a_moved_stream_is_metered_once(one: Cloud) -> None:
-    records = one.wait_for(lambda: [r for r in one.usage_records() if r["status"] == 200], 10, "records")
+    def complete() -> list[dict[str, Any]] | None:
+        found = [record for record in one.usage_records() if record["status"] == 200]
+        return found if len(found) >= KILLS + len(MODES) else None
+
+    records = one.wait_for(complete, 10, "a record of every stream")
     ids = [record["record_id"] for record in records]
     assert len(ids) == len(set(ids)) == KILLS + len(MODES)
     whole = {record["completion_tokens"] for record in records if record["moves"] == 0}

@@ -56,7 +56,7 @@ async def main() -> None:
     """One black image: every class is as likely as any other."""
     await app.async_ensure_ready()
     answer = await infer(np.zeros((1, 28, 28), np.float32))
-    print("probabilities of a black image:", np.round(answer[0], 3).tolist())
+    print("probabilities of a black image:", " ".join(f"{p:.3f}" for p in answer[0]))
 
 
 if __name__ == "__main__":

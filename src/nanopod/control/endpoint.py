@@ -215,7 +215,11 @@ class EndpointReconciler:
 
     def _watched(self, snapshot: EndpointSnapshot) -> Watched:
         running = [i for i in snapshot.instances if i.intent == "run"]
-        starting = [i for i in running if i.node_id and i.ready_at is None and i.phase != "failed"]
+        starting = [
+            i
+            for i in running
+            if i.node_id and i.ready_at is None and i.phase != "failed" and i.instance_id not in snapshot.ready
+        ]
         return Watched(
             scale=snapshot.endpoint.scale,
             target=snapshot.endpoint.target,

@@ -119,6 +119,10 @@ class Gateways(Protocol):
         """Send new tables to all of them."""
         ...
 
+    async def seen(self, version: int) -> None:
+        """Wait until every one of them serves by these or newer tables. The caller sets the limit."""
+        ...
+
 
 class Agents(Protocol):
     """The node agents that are linked."""

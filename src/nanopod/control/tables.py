@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import random
@@ -21,6 +22,8 @@ INTERVAL_S_MIN: Final = 0.05
 """Changes within this time after a push go out together."""
 GATHER_S: Final = 0.01
 RETRY_S: Final = 1.0
+SETTLE_S_MAX: Final = 1.0
+"""How long an answer to a change waits for the gateways; beyond that they learn of it later."""
 
 
 def key_rows(read: Reads, now: float) -> dict[str, KeyRow]:
@@ -108,6 +111,9 @@ class TablesPublisher:
         self._clock = clock
         self._version = era << 32
         self._changed = asyncio.Event()
+        self._started = 0
+        self._finished = 0
+        self._built = asyncio.Condition()
         self.current: Tables | None = None
         """What was pushed last."""
 
@@ -119,6 +125,16 @@ class TablesPublisher:
     def changed(self) -> None:
         """Something in the tables may have changed."""
         self._changed.set()
+
+    async def settle(self) -> None:
+        """Wait until every linked gateway serves by what is in the store now, at most `SETTLE_S_MAX` seconds."""
+        ticket = self._started + 1  # a build that began before now may have missed what was just committed
+        self._changed.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_S_MAX):
+                async with self._built:
+                    await self._built.wait_for(lambda: self._finished >= ticket)
+                await self._gateways.seen(self._version)
 
     def build(self, read: Reads) -> Tables:
         """The tables of one state of the store, at the next version."""
@@ -147,6 +163,7 @@ class TablesPublisher:
             if self.current is not None:
                 await asyncio.sleep(GATHER_S)  # one decision makes several changes in a row
             self._changed.clear()
+            self._started += 1
             try:
                 tables = await self._store.read(self.build)
             except NanopodError as error:
@@ -154,10 +171,15 @@ class TablesPublisher:
                 self._changed.set()
                 await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))
                 continue
-            if self.current is None or _differs(tables, self.current):
+            differs = self.current is None or _differs(tables, self.current)
+            if differs:
                 self._version = tables.version
                 self.current = tables
                 self._gateways.push(tables)
+            async with self._built:
+                self._finished = self._started
+                self._built.notify_all()
+            if differs:
                 await asyncio.sleep(INTERVAL_S_MIN - GATHER_S)
 
 

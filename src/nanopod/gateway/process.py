@@ -15,6 +15,7 @@ from typing import Final, Protocol
 
 import msgspec
 
+from nanopod.drivers.link.messages import LinkClosed
 from nanopod.gateway import tables
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.calls import CallJob
@@ -41,6 +42,7 @@ from nanopod.model.wire import (
     RouteRow,
     Samples,
     Tables,
+    TablesSeen,
     WorkerState,
 )  # fmt: skip
 
@@ -230,6 +232,9 @@ class Gateway:
                 gone = Failure("start", "the endpoint was deleted")
                 pool.route = msgspec.structs.replace(pool.route, failure=gone)
                 pool.poke()
+        if self._control is not None:
+            with contextlib.suppress(LinkClosed):
+                self._control.send(TablesSeen(message.version))
 
     # --- time ---
 

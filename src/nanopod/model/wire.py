@@ -89,6 +89,12 @@ class Tables(Message, frozen=True, tag="tables"):
     workers: dict[str, WorkerRow]
 
 
+class TablesSeen(Message, frozen=True, tag="tables_seen"):
+    """The gateway serves by these tables now; who changed something may be told that it holds."""
+
+    version: int
+
+
 class Demand(Message, frozen=True, tag="demand"):
     """Somebody waits at an endpoint that has no ready worker: scale from zero now."""
 
@@ -208,6 +214,6 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
 
 
 AnyMessage = (
-    GatewayHello | Tables | Demand | Samples | WorkerState | MeterSegment | MeterAck
+    GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
     | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
 )  # fmt: skip

@@ -27,6 +27,7 @@ from nanopod.model.wire import (
     Observed,
     Samples,
     Tables,
+    TablesSeen,
     Wanted,
     WorkerState,
 )
@@ -94,7 +95,19 @@ class GatewayLinks:
         self._current = current
         self._on_addresses = on_addresses
         self._links: dict[str, MessageLink] = {}
+        self._seen: dict[str, int] = {}
+        self._news = asyncio.Condition()
         self._open = Connections()
+
+    async def seen(self, version: int) -> None:
+        """Wait until every linked gateway serves by these or newer tables."""
+        async with self._news:
+            await self._news.wait_for(lambda: all(self._seen.get(g, -1) >= version for g in self._links))
+
+    async def _saw(self, gateway_id: str, version: int) -> None:
+        self._seen[gateway_id] = version
+        async with self._news:
+            self._news.notify_all()
 
     def push(self, tables: Tables) -> None:
         """Send new tables to all of them."""
@@ -132,12 +145,16 @@ class GatewayLinks:
             if (tables := self._current()) is not None:
                 link.send(tables)
             async for message in messages:
-                self._on_message(gateway_id, link, message, segments)
+                if isinstance(message, TablesSeen):
+                    await self._saw(gateway_id, message.version)
+                else:
+                    self._on_message(gateway_id, link, message, segments)
         except LinkClosed:
             pass
         finally:
             if self._links.get(gateway_id) is link:
                 del self._links[gateway_id]
+                self._seen.pop(gateway_id, None)
                 self._pulse.links_changed(self._live.gateway_down(gateway_id))
                 self._on_addresses()
                 log.info("gateway=%s unlinked", gateway_id)

@@ -10,8 +10,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import Callable
-from contextvars import Context
 from typing import Any, Final
 
 from nanopod.model import calls, codec, frames, registry
@@ -97,9 +95,9 @@ class Executor:
             call.handle = self._loop.create_task(self._run_async_items(call))
         elif kind == "generator":
             call.resumed = threading.Event()
-            self._threads.run(self._in_context, (self._run_items, call))
+            self._threads.run(self._run_items, call)
         else:
-            self._threads.run(self._in_context, (self._run_sync, call))
+            self._threads.run(self._run_sync, call)
 
     def post_head(self, call: Call) -> None:
         """Tell the gateway that the call started; leaves with the answer if that follows at once."""
@@ -140,10 +138,6 @@ class Executor:
             self._failed(call, error, began)
         else:
             self._returned(call, payload, began)
-
-    def _in_context(self, work: tuple[Callable[[Call], None], Call]) -> None:
-        """On a pool thread: run in a context of its own."""
-        Context().run(*work)
 
     def _run_sync(self, call: Call) -> None:
         """On a pool thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextvars import Context
 from queue import SimpleQueue
 from typing import Any
 
@@ -11,7 +12,7 @@ Work = tuple[Callable[[Any], None], Any]
 
 
 class Threads:
-    """Runs `function(argument)` on a thread. The caller bounds how many run at once."""
+    """Runs `function(argument)` on a thread, each in an empty context. The caller bounds how many run at once."""
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Work] = SimpleQueue()
@@ -28,7 +29,7 @@ class Threads:
     def _loop(self) -> None:
         while True:
             function, argument = self._work.get()
-            function(argument)
+            Context().run(function, argument)
             # Nothing of the call may stay alive on a thread that idles.
             del function, argument
             self._idle.release()

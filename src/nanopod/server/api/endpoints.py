@@ -71,6 +71,8 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
         "endpoint=%s action=%s tier=%d key=%s reason=%s",
         *(whole[0].full_name, update.action, update.tier, key.key_id, "; ".join(update.reasons)),
     )
+    if update.tier:
+        await context.tables.settle()
     return answer(_result(context, whole, update), 201 if update.action == "created" else 200)
 
 
@@ -187,6 +189,7 @@ async def delete_endpoint(context: Context, request: Request, key: Key) -> Respo
         return replace(found, deleted_at=now)
 
     gone = await context.store.write(delete)
+    await context.tables.settle()
     log.info("endpoint=%s action=deleted key=%s", gone.full_name, key.key_id)
     return answer({"id": gone.endpoint_id, "object": "endpoint", "name": gone.name, "tag": gone.tag, "deleted": True})
 

@@ -74,6 +74,7 @@ async def create_key(context: Context, request: Request, key: Key) -> Response:
         revoked_at=None,
     )
     await context.store.write(lambda write: write.add_key(made))
+    await context.tables.settle()
     return answer({**show(made), "key": text}, 201)
 
 
@@ -103,7 +104,9 @@ async def revoke_key(context: Context, request: Request, key: Key) -> Response:
         assert after is not None
         return after
 
-    return answer(show(await context.store.write(revoke)))
+    gone = await context.store.write(revoke)
+    await context.tables.settle()
+    return answer(show(gone))
 
 
 async def list_workspaces(context: Context, request: Request, key: Key) -> Response:

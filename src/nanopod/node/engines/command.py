@@ -1,0 +1,302 @@
+"""An engine somebody else wrote: a command that speaks the OpenAI API on a loopback port, behind our link.
+
+Ready means that a token (or a vector) came out, not that a health page answers. What it streams is passed on as it
+comes; usage is read from it on the way. Its answers cannot be continued exactly elsewhere: continuation is best effort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import aiohttp
+import msgspec
+
+from nanopod.model.endpoint import ModelSpec
+from nanopod.node import files, procs
+from nanopod.node.engines.base import Caps, Card, Load, Request, Sink, Timings, Usage
+from nanopod.node.engines.observed import Seen
+
+HOST: Final = "127.0.0.1"
+PROBE_S_MIN: Final = 0.05
+PROBE_S_MAX: Final = 1.0
+PROBE_ANSWER_S_MAX: Final = 120.0
+CONNECT_S_MAX: Final = 5.0
+TAIL_LINES: Final = 30
+_PASSED_ON: Final = ("content-type", "accept", "x-request-id")
+_TOKEN_PROBES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
+    ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
+    ("/v1/completions", {"prompt": "Hi", "max_tokens": 1}),
+    ("/v1/embeddings", {"input": "Hi"}),
+)
+_json: Final = msgspec.json.Encoder().encode
+_log: Final = logging.getLogger("nanopod.node.engines.command")
+
+
+class EngineFailed(Exception):
+    """The command did not become an engine; the message holds its last lines."""
+
+
+def free_port() -> int:
+    """A loopback port that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def filled(argv: tuple[str, ...], *, port: int, model: str) -> list[str]:
+    """The command with `{port}`, `{host}` and `{model}` replaced; other braces stay as they are."""
+    words = {"{port}": str(port), "{host}": HOST, "{model}": model}
+    found = []
+    for word in argv:
+        for name, value in words.items():
+            word = word.replace(name, value)
+        found.append(word)
+    return found
+
+
+class CommandEngine:
+    """Implements `base.Engine` for a child process. Its output goes where ours goes: to the instance's log."""
+
+    def __init__(self, model: ModelSpec) -> None:
+        if not model.argv:
+            raise EngineFailed("the engine `command` needs model.argv: the command that serves the model")
+        self.caps = Caps(continuation="best_effort", max_concurrency=max(1, model.slots))
+        self.exited: asyncio.Future[str] | None = None
+        """Resolved with a sentence when the command ends by itself; there from `start` on."""
+        self._model = model
+        self._port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self._upstream_model = model.model_id
+        self._running = 0
+        self._stopping = False
+        self._log_start = 0
+
+    # --- life ---
+
+    async def start(self) -> Card:
+        """Start the command and wait for its first token, at most `start_s_max` seconds. Raises `EngineFailed`."""
+        limit = time.monotonic() + self._model.start_s_max
+        self._port = free_port()
+        self._launch()
+        self._session = aiohttp.ClientSession(
+            f"http://{HOST}:{self._port}",
+            connector=aiohttp.TCPConnector(limit=0),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX),
+            auto_decompress=False,
+        )
+        try:
+            await self._until_up(limit)
+            await self._first_token(limit)
+        except BaseException:
+            await self.stop(1.0)
+            raise
+        return Card(self._model.model_id, int(time.time()), extra={"engine": "command"})
+
+    def _launch(self) -> None:
+        argv = filled(self._model.argv, port=self._port, model=self._model.source or self._model.model_id)
+        parent = os.getpid()
+        path = _log_file()
+        self._log_start = path.stat().st_size if path is not None and path.exists() else 0
+
+        def in_child() -> None:
+            procs.die_with_parent()
+            if os.getppid() != parent:
+                os._exit(1)
+
+        env = {**os.environ, "PORT": str(self._port), "HOST": HOST}
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=subprocess.DEVNULL, env=env, start_new_session=True, preexec_fn=in_child
+            )
+        except OSError as error:
+            raise EngineFailed(f"cannot start {argv[0]}: {error.strerror}") from error
+        _log.info("started pid %d: %s", self._process.pid, " ".join(argv)[:500])
+        self._watch(self._process)
+
+    def _watch(self, process: subprocess.Popen[bytes]) -> None:
+        loop = asyncio.get_running_loop()
+        exited = self.exited = loop.create_future()
+        fd = os.pidfd_open(process.pid)
+
+        def on_exit() -> None:
+            loop.remove_reader(fd)
+            os.close(fd)
+            process.wait()
+            if not exited.done() and not self._stopping:
+                exited.set_result(self._said(_how(process.returncode)))
+
+        loop.add_reader(fd, on_exit)
+
+    def _said(self, what: str) -> str:
+        """What happened, and the last lines the command printed."""
+        tail = _tail(self._log_start)
+        return f"{what}; its last lines:\n{tail}" if tail else f"{what}; it printed nothing"
+
+    async def _pause(self, limit: float, wait_s: float, doing: str) -> None:
+        """Wait a moment; raises when the command ended or the time is over."""
+        assert self.exited is not None, "launched before it is waited for"
+        await asyncio.wait([self.exited], timeout=wait_s)
+        if self.exited.done():
+            raise EngineFailed(self.exited.result())
+        if time.monotonic() > limit:
+            text = f"{doing} within {self._model.start_s_max:.0f} s (model.start_s_max)"
+            raise EngineFailed(self._said(text))
+
+    async def _until_up(self, limit: float) -> None:
+        """Until `ready_path` answers 200."""
+        assert self._session is not None
+        wait_s = PROBE_S_MIN
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                async with self._session.get(self._model.ready_path, timeout=_limit(limit)) as answer:
+                    body = await answer.read()
+                    if answer.status == 200:
+                        self._upstream_model = self._named(body)
+                        return
+            await self._pause(limit, wait_s, f"{self._model.ready_path} did not answer 200")
+            wait_s = min(PROBE_S_MAX, wait_s * random.uniform(1.2, 1.6))
+
+    def _named(self, body: bytes) -> str:
+        """The name under which the command knows the model, when it lists models and ours is not among them."""
+        try:
+            known = [str(model["id"]) for model in msgspec.json.decode(body)["data"]]
+        except (msgspec.MsgspecError, KeyError, TypeError):
+            return self._model.model_id
+        return self._model.model_id if self._model.model_id in known or not known else known[0]
+
+    async def _first_token(self, limit: float) -> None:
+        """Ask for one token, or one vector; an API that has neither is taken at its word."""
+        assert self._session is not None
+        refused = []
+        for path, body in _TOKEN_PROBES:
+            wait_s = PROBE_S_MIN
+            while True:
+                status = 0
+                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                    async with self._session.post(
+                        path, json={"model": self._upstream_model, **body}, timeout=_limit(limit)
+                    ) as answer:
+                        await answer.read()
+                        status = answer.status
+                if status == 200:
+                    return
+                if 400 <= status < 500 and status != 429:
+                    refused.append(f"{path} {status}")
+                    break
+                await self._pause(limit, wait_s, f"no token came out of {path} (status {status or 'none'})")
+                wait_s = min(PROBE_S_MAX, wait_s * random.uniform(1.2, 1.6))
+        _log.warning("no token could be made to come out (%s); it is taken as ready", ", ".join(refused))
+
+    async def stop(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL of everything it started."""
+        self._stopping = True
+        process, session = self._process, self._session
+        self._session = None
+        if session is not None:
+            await session.close()
+        if process is None:
+            return
+        limit = time.monotonic() + grace_s
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        while process.poll() is None and time.monotonic() < limit:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(procs.kill_session, process.pid)
+        await asyncio.to_thread(process.wait)
+
+    def load(self) -> Load:
+        """Requests passed on and not answered yet."""
+        return Load(self._running, 0)
+
+    # --- requests ---
+
+    async def handle(self, request: Request, sink: Sink) -> None:
+        """Pass one request on and its answer back; cancelling it hangs up on the command."""
+        if self._session is None or self._stopping:
+            sink.reset("refused", "the engine is stopping")
+            return
+        self._running += 1
+        began = time.perf_counter()
+        try:
+            await self._relay(request, sink, began)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            sink.reset("engine_lost", f"the engine did not answer to the end: {type(error).__name__}: {error}")
+        finally:
+            self._running -= 1
+
+    async def _relay(self, request: Request, sink: Sink, began: float) -> None:
+        assert self._session is not None
+        headers = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
+        async with self._session.request(
+            request.method, request.path, data=self._body(request), headers=headers,
+            timeout=aiohttp.ClientTimeout(total=request.timeout_s, sock_connect=CONNECT_S_MAX),
+        ) as answer:  # fmt: skip
+            kind = answer.headers.get("content-type", "application/json")
+            streaming = kind.startswith("text/event-stream")
+            seen = Seen(streaming)
+            sink.head(answer.status, _shown(answer.headers, kind), streaming=streaming)
+            first_us = 0
+            async for chunk in answer.content.iter_any():
+                first_us = first_us or int((time.perf_counter() - began) * 1e6)
+                seen.feed(chunk)
+                sink.data(chunk)
+                await sink.drained()
+        usage = Usage(seen.prompt_tokens, seen.completion_tokens, seen.cached_tokens)
+        sink.end(usage, seen.finish, Timings(int((time.perf_counter() - began) * 1e6), first_us))
+
+    def _body(self, request: Request) -> bytes:
+        """The body, with the model named as the command knows it."""
+        if self._upstream_model == self._model.model_id or not request.body.startswith(b"{"):
+            return request.body
+        try:
+            fields = msgspec.json.decode(request.body)
+        except msgspec.MsgspecError:
+            return request.body
+        return _json({**fields, "model": self._upstream_model}) if "model" in fields else request.body
+
+
+def _limit(limit: float) -> aiohttp.ClientTimeout:
+    return aiohttp.ClientTimeout(total=max(0.1, min(PROBE_ANSWER_S_MAX, limit - time.monotonic())))
+
+
+def _shown(headers: Mapping[str, str], kind: str) -> dict[str, str]:
+    """Headers of the answer that mean something beyond the hop."""
+    shown = {"content-type": kind}
+    if "content-encoding" in headers:
+        shown["content-encoding"] = headers["content-encoding"]
+    return shown
+
+
+def _how(status: int) -> str:
+    return f"the engine ended with exit status {status}" if status >= 0 else f"the engine was ended by signal {-status}"
+
+
+def _log_file() -> Path | None:
+    directory = os.environ.get("NANOPOD_INSTANCE_DIR")
+    return Path(directory) / files.LOG if directory else None
+
+
+def _tail(start: int) -> str:
+    """The last lines of the log since `start`."""
+    path = _log_file()
+    if path is None:
+        return ""
+    try:
+        with path.open("rb") as log:
+            log.seek(max(start, log.seek(0, os.SEEK_END) - files.TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.splitlines()[-TAIL_LINES:])

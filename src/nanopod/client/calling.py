@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,8 @@ async def call(function: BoundFunction, args: tuple[Any, ...], kwargs: dict[str,
         route = await asyncio.to_thread(function.revive, route)
         link = link_to(route.url, route.key)
     header = _header(function, route, link, args, kwargs)
-    answer = await link.call(header, payload, module=function.module, on_state=function.on_state)
+    patience_s = route.patient_until - time.monotonic()
+    answer = await link.call(header, payload, module=function.module, on_state=function.on_state, patience_s=patience_s)
     return codec.decode(answer, module=function.module)
 
 
@@ -143,7 +145,8 @@ class RemoteItems:
         self._loop = asyncio.get_running_loop()
         self._link = link_to(route.url, route.key)
         header = _header(function, route, self._link, args, kwargs)
-        self._pending = self._link.open_items(header, payload, module=function.module)
+        patience_s = route.patient_until - time.monotonic()
+        self._pending = self._link.open_items(header, payload, module=function.module, patience_s=patience_s)
 
     def _cancel(self) -> None:
         self._done = True

@@ -17,6 +17,7 @@ from nanopod.client.autoscaling import scale_spec
 from nanopod.client.bundle import Bundle, make_bundle
 from nanopod.client.config import Target
 from nanopod.client.image import Image
+from nanopod.client.query import Query
 from nanopod.model.endpoint import EndpointSpec, Fingerprints, ImageSpec
 from nanopod.model.errors import Conflict, DeploymentFailed, Invalid, NanopodError, NotFound
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from nanopod.client.sdk import Deployment
 
 HEARTBEAT_S_MAX: Final = 60.0
+SPREAD_S_MAX: Final = 3.0
+"""A deployment that was just made is known to every gateway after this time."""
 TIER_NAMES: Final = ("nothing to do", "settings only", "code, rolling", "image, rolling", "new endpoint")
 _told: set[str] = set()
 
@@ -61,7 +64,8 @@ def make_ready(app: Deployment) -> None:
         answer = send(Api(target), spec, bundle)
         app._endpoint = answer.get("endpoint", {})
         app._last_plan = plan_of(answer, f"{app.name}:{app.tag}")
-    app._route = Route(target.url, target.key, str(app._endpoint.get("id") or f"{app.name}:{app.tag}"))
+    endpoint = str(app._endpoint.get("id") or f"{app.name}:{app.tag}")
+    app._route = Route(target.url, target.key, endpoint, time.monotonic() + SPREAD_S_MAX)
     if app.ttl is not None:
         _start_heart(app, Api(target))
 
@@ -227,14 +231,16 @@ def _check_complete(app: Deployment) -> None:
 def _local_image(image: ImageSpec) -> ImageSpec:
     """What of an image holds on the user's own machine; the rest is named once."""
     isolated = config.is_true("NANOPOD_LOCAL_ISOLATE")
+    needs = [column for column in image.query if column not in Query.search_defaults().query]
     parts = {
         f"image {image.from_image}": bool(image.from_image),
         f"pip {' '.join(image.pip_install)}": bool(image.pip_install) and not isolated,
         f"apt {' '.join(image.apt_get)}": bool(image.apt_get),
         f"{len(image.runs)} commands": bool(image.runs) and not isolated,
-        f"hardware {', '.join(image.query)}": bool(image.query),
+        f"hardware {', '.join(needs)}": bool(needs),
     }
-    ignored = "; ".join(text for text, present in parts.items() if present)
+    # The image's name alone says nothing about what the code needs from it.
+    ignored = "; ".join(text for text, present in parts.items() if present) if any(list(parts.values())[1:]) else ""
     if ignored and ignored not in _told and os.environ.get("NANOPOD_QUIET", "") in config.FALSEHOODS:
         _told.add(ignored)
         print(f"nanopod: ignored in local mode: {ignored}", file=sys.stderr)

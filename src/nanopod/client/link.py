@@ -89,13 +89,21 @@ class Link:
         return self._prefix + next(self._count).to_bytes(6, "big")
 
     async def call(
-        self, header: calls.Call, payload: bytes, *, module: str = "", on_state: OnState | None = None
+        self,
+        header: calls.Call,
+        payload: bytes,
+        *,
+        module: str = "",
+        on_state: OnState | None = None,
+        patience_s: float = 0.0,
     ) -> bytes:
         """Run a remote function; the payload of its value. Raises what it raised, and the errors of the link.
 
-        Cancelling the awaiting task cancels the call.
+        Cancelling the awaiting task cancels the call. For `patience_s` an unknown endpoint is asked for again.
         """
         pending = Pending(header, self._frames(header, payload), self._deadline(header), module)
+        if patience_s > 0.0:
+            pending.patient_until = self._loop.time() + patience_s
         pending.on_state = on_state
         pending.future = self._loop.create_future()
         self._start(pending)
@@ -105,9 +113,13 @@ class Link:
             self.cancel(pending)
             raise
 
-    def open_items(self, header: calls.Call, payload: bytes, *, module: str = "") -> PendingItems:
-        """Run a remote generator; take its items from the result, then `finish` it."""
+    def open_items(
+        self, header: calls.Call, payload: bytes, *, module: str = "", patience_s: float = 0.0
+    ) -> PendingItems:
+        """Run a remote generator; take its items from the result. `cancel` it unless it came to its end."""
         pending = PendingItems(header, self._frames(header, payload), self._deadline(header), module)
+        if patience_s > 0.0:
+            pending.patient_until = self._loop.time() + patience_s
         pending.give_credit = self._give_credit
         self._start(pending)
         return pending
@@ -170,6 +182,10 @@ class Link:
         self._parts.append(self._unsent(pending))
         if len(self._parts) == 1:
             self._loop.call_soon(self._pump)
+
+    def _again(self, pending: Pending) -> None:
+        if self._open and pending.id in self._calls:
+            self._transmit(pending)
 
     def _unsent(self, pending: Pending) -> Iterator[bytes]:
         for frame in pending.frames:
@@ -243,6 +259,9 @@ class Link:
             pending.started = True
             pending.item(header, payload)
         elif type(header) is calls.Error:
+            if header.code == "not_found" and header.started is False and self._loop.time() < pending.patient_until:
+                self._loop.call_later(random.uniform(0.03, 0.06), self._again, pending)
+                return
             self._finished(pending)
             pending.fail(error_of(header, payload, pending.module))
         elif type(header) is calls.End:

@@ -131,7 +131,7 @@ def _start(data: Path) -> LocalCloud:
         what = f"ended with status {code}" if code is not None else f"was not ready within {READY_S_MAX:.0f} s"
         raise DeploymentFailed(f"the local cloud in {data} {what}:\n{log}", stage="start", log_tail=log)
     facts = json.loads(line)
-    atexit.register(_end, child)
+    atexit.register(_end, child, _log_file(data))
     return LocalCloud(Target(facts["url"], facts["key"]), int(facts["pid"]), data, child)
 
 
@@ -203,8 +203,8 @@ def _tail(log: Path) -> str:
         return ""
 
 
-def _end(child: subprocess.Popen[bytes]) -> None:
-    """Let a child drain and end; kill its supervisor's session when it takes too long."""
+def _end(child: subprocess.Popen[bytes], log: Path | None = None) -> None:
+    """Let a child drain and end, with force when it takes too long; its log goes when all was well."""
     if child.stdin is not None:
         with contextlib.suppress(OSError):
             child.stdin.close()
@@ -214,6 +214,8 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(2.0)
+    if log is not None and child.returncode == 0:
+        log.unlink(missing_ok=True)
 
 
 def _forget() -> None:

@@ -25,13 +25,18 @@ CREDIT_STEP = calls.ITEM_WINDOW // 2
 class Pending:
     """A call whose answer is not complete. `frames` are kept to send them again on another connection."""
 
-    __slots__ = ("deadline", "expected", "frames", "future", "head", "id", "module", "on_state", "parts", "started")
+    __slots__ = (
+        "deadline", "expected", "frames", "future", "head", "id", "module", "on_state", "parts", "patient_until",
+        "started",
+    )  # fmt: skip
 
     def __init__(self, header: calls.Call, frames: list[bytes], deadline: float, module: str) -> None:
         self.id = header.id
         self.frames = frames
         self.deadline = deadline
         self.module = module
+        self.patient_until = 0.0
+        """Until then an answer that the endpoint does not exist is not believed: its gateway may not know it yet."""
         self.started = False
         self.on_state: OnState | None = None
         self.future: asyncio.Future[bytes] | None = None

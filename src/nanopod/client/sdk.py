@@ -51,6 +51,8 @@ class Route(NamedTuple):
     key: str
     endpoint: str
     """Endpoint id, or `name:tag` while no id is known."""
+    patient_until: float = 0.0
+    """On the monotonic clock: until then gateways may not have heard of this version of the deployment."""
 
 
 def current_call() -> registry.CallContext | None:

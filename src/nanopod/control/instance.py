@@ -17,13 +17,18 @@ from nanopod.control.ports import Plan, Reads, Writes
 from nanopod.model.capacity import Capacity, Node
 from nanopod.model.chain import Instance
 from nanopod.model.endpoint import Failure
-from nanopod.scheduler.placement.place import Candidate, place
+from nanopod.model.errors import Conflict
+from nanopod.scheduler.placement.place import Candidate, place, refusal
 
 BACKOFF_S_MIN: Final = 1.0
 BACKOFF_S_MAX: Final = 60.0
 FIRST_RETRY_S: Final = 0.2
 IN_PLACE_MAX: Final = 3
 """Starts on one node that may fail in a row before the instance is given up there."""
+STEADY_S: Final = 10.0
+"""A worker that was ready for this long starts its back-off anew."""
+CRASH_BACKOFF_S_MAX: Final = 5.0
+"""Longest wait after the crash of a worker that had been ready."""
 ROOM_RECHECK_S: Final = 5.0
 
 Step = Literal["none", "place", "wait", "restart", "ready", "end"]
@@ -63,6 +68,18 @@ class InstancePlan(Plan):
     blame: bool = False
     """The failure counts against the revision."""
     not_before: float = 0.0
+    fails: int = 0
+
+
+def candidates_of(read: Reads) -> list[Candidate]:
+    """Every node with what is taken of it now."""
+    used: dict[str, list[str]] = {}
+    for instance in read.instances_live():
+        if instance.node_id is not None:
+            used.setdefault(instance.node_id, []).append(instance.capacity_id)
+    return [
+        Candidate(node, len(used.get(node.node_id, ())), frozenset(used.get(node.node_id, ()))) for node in read.nodes()
+    ]
 
 
 class InstanceReconciler:
@@ -82,14 +99,7 @@ class InstanceReconciler:
         candidates: list[Candidate] = []
         avoid: dict[str, int] = {}
         if instance.node_id is None and instance.intent == "run":
-            used: dict[str, list[str]] = {}
-            for other in read.instances_live():
-                if other.node_id is not None:
-                    used.setdefault(other.node_id, []).append(other.capacity_id)
-            candidates = [
-                Candidate(node, len(used.get(node.node_id, ())), frozenset(used.get(node.node_id, ())))
-                for node in nodes
-            ]
+            candidates = candidates_of(read)
             for other in read.instances_of(instance.endpoint_id, ended=True):
                 if other.node_id and other.phase == "failed" and other.revision_id == instance.revision_id:
                     avoid[other.node_id] = avoid.get(other.node_id, 0) + 1
@@ -149,14 +159,24 @@ class InstanceReconciler:
         if failure.user_fault and never_ready:
             said = f"failed at {failure.stage}: {failure.message}"
             return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure, blame=True)
-        fails = instance.fails + 1 if never_ready else 0
-        if fails > IN_PLACE_MAX:
-            said = f"given up on this node after {fails} starts: {failure.message}"
-            return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
-        wait_s = backoff_s(fails, instance.instance_id)
+        if never_ready:
+            fails = instance.fails + 1
+            wait_s = backoff_s(fails, instance.instance_id)
+            if fails > IN_PLACE_MAX:
+                said = f"given up on this node after {fails} starts: {failure.message}"
+                return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
+        else:
+            # The first crash in a while is made good at once; one that crashes again and again must not spin.
+            assert instance.ready_at is not None
+            fails = instance.fails + 1 if now - instance.ready_at < STEADY_S else 0
+            wait_s = min(CRASH_BACKOFF_S_MAX, backoff_s(fails - 1, instance.instance_id))
         said = f"starts again as epoch {instance.epoch + 1} in {wait_s:.1f} s: {failure.message}"
         return InstancePlan(
-            (said,), True, None, snapshot, "restart", reason=failure.message, failure=failure, not_before=now + wait_s
+            *((said,), True, None, snapshot, "restart"),
+            reason=failure.message,
+            failure=failure,
+            not_before=now + wait_s,
+            fails=fails,
         )
 
     def commit(self, plan: InstancePlan, write: Writes, now: float) -> None:
@@ -166,7 +186,7 @@ class InstanceReconciler:
         for reason in plan.reasons:
             write.tell("instance", instance.instance_id, instance.endpoint_id, reason, now)
         if plan.step == "place":
-            write.set_instance(instance, node_id=plan.node_id, reason="")
+            self._take(plan, write, now)
         elif plan.step == "wait":
             write.set_instance(instance, reason=plan.reason)
             write.signal("deployment", instance.deployment_id, now)  # an earlier revision may make room
@@ -180,12 +200,23 @@ class InstanceReconciler:
         write.hint("tables")
         write.hint("wanted")
 
+    def _take(self, plan: InstancePlan, write: Writes, now: float) -> None:
+        """Take the slot, if nobody took it between the look and now."""
+        assert plan.snapshot is not None
+        instance = plan.snapshot.instance
+        capacity = write.capacity(instance.capacity_id)
+        candidates = candidates_of(write)
+        chosen = next((c for c in candidates if c.node.node_id == plan.node_id), None)
+        if capacity is None or chosen is None or refusal(capacity, chosen, candidates, now):
+            raise Conflict(f"node {plan.node_id} was taken meanwhile")
+        write.set_instance(instance, node_id=plan.node_id, reason="")
+
     def _restart(self, plan: InstancePlan, instance: Instance, write: Writes) -> None:
         write.set_instance(
             instance,
             epoch=instance.epoch + 1,
             phase="queued",
-            fails=instance.fails + 1 if instance.ready_at is None else 0,
+            fails=plan.fails,
             not_before=plan.not_before,
             ready_at=None,
             pid=None,
@@ -195,7 +226,7 @@ class InstanceReconciler:
         )
 
     def _ready(self, instance: Instance, write: Writes, now: float) -> None:
-        write.set_instance(instance, ready_at=now, fails=0, failure=None, reason="")
+        write.set_instance(instance, ready_at=now, failure=None, reason="")
         revision = write.revision(instance.revision_id)
         if revision is not None:
             healthy_at = now if revision.healthy_at is None else revision.healthy_at

@@ -142,7 +142,7 @@ class TablesPublisher:
         workers: dict[str, WorkerRow] = {}
         for instance in read.instances_live():
             by_endpoint.setdefault(instance.endpoint_id, []).append(instance)
-            if instance.node_id is not None and instance.phase not in ("ended", "failed"):
+            if instance.node_id is not None:
                 token = self._secrets.join_token(instance.instance_id, instance.epoch)
                 workers[instance.instance_id] = worker_row(instance, token)
         deployments = {deployment.endpoint_id: deployment for deployment in read.deployments()}

@@ -56,8 +56,8 @@ class CallJob(Job):
 
     __slots__ = (
         "_cancelled", "_final", "_frames", "_gw", "_items", "_owed", "_untold", "answered", "arrival",
-        "attempt", "client", "deadline", "finished_frames", "function_kind", "got", "held_until", "id", "idempotent",
-        "instance_id", "key_id", "queue_deadline", "queue_timeout_s", "queued_at", "resume_until", "revision_id",
+        "attempt", "client", "deadline", "finished_frames", "got", "held_until", "id", "idempotent",
+        "instance_id", "key_id", "queue_deadline", "queue_timeout_s", "resume_until", "revision_id",
         "size",         "started", "state", "timeout_s", "workload", "workspace_id",
     )  # fmt: skip
 
@@ -69,7 +69,6 @@ class CallJob(Job):
         self.key_id = key.key_id
         self.client: ClientLink | None = None
         self.idempotent = call.idempotent or (spec is not None and spec.idempotent)
-        self.function_kind = spec.kind if spec else "async"
         self.workload = call.workload
         self.timeout_s = call.timeout_s
         self.queue_timeout_s = call.queue_timeout_s
@@ -92,7 +91,6 @@ class CallJob(Job):
         self.instance_id = ""
         self.revision_id = pool.route.revision_id
         self.arrival = time.time()
-        self.queued_at = gateway.now
         self.queue_deadline = gateway.now + call.queue_timeout_s
         self.deadline = 0.0
         self.held_until = 0.0
@@ -122,7 +120,6 @@ class CallJob(Job):
             self.fail(NoCapacity("calls cannot be recorded now (the gateway's disk)", retry_after_s=5.0), started=False)
             return
         self.state = QUEUED
-        self.queued_at = gw.now
         self.pool.enter(self.workload)
         self._queue("queued")
 

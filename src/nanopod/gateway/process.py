@@ -15,7 +15,6 @@ from typing import Final, Protocol
 
 import msgspec
 
-from nanopod.drivers.link.messages import LinkClosed
 from nanopod.gateway import tables
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.calls import CallJob
@@ -100,10 +99,10 @@ class Gateway:
         self.addresses: tuple[str, ...] = ()
         self._control: ControlLink | None = None
         self._heard_at: float | None = self._saved_at()
+        self._lost_at = self.now
         self._unsaved: bytes | None = None
         self._sampled_at = self.now
         self._next_sample = self.now + SAMPLE_S
-        self._ids = random.getrandbits(64)
         self.recall.recover()
 
     @property
@@ -205,8 +204,6 @@ class Gateway:
             return 0.0
         return round(self._heard_at + self.loop.time() - self._lost_at, 3)
 
-    _lost_at = 0.0
-
     def _on_tables(self, message: Tables) -> None:
         self.tables = known = tables.Known(message)
         self._heard_at = 0.0
@@ -232,9 +229,7 @@ class Gateway:
                 gone = Failure("start", "the endpoint was deleted")
                 pool.route = msgspec.structs.replace(pool.route, failure=gone)
                 pool.poke()
-        if self._control is not None:
-            with contextlib.suppress(LinkClosed):
-                self._control.send(TablesSeen(message.version))
+        self._send(TablesSeen(message.version))
 
     # --- time ---
 

@@ -107,7 +107,7 @@ class Instance:
     reason: str
     failure: Failure | None
     fails: int
-    """Restarts in a row that did not become ready."""
+    """Starts in a row that did not become ready, or crashed soon after."""
     not_before: float
     """This epoch is not started before this time."""
     ready_at: float | None

@@ -100,6 +100,16 @@ def _read_zone(zone: Any) -> tzinfo | None:
     return timezone(offset) if zone[3] is None else timezone(offset, zone[3])
 
 
+def _read_datetime(parts: list[Any], own: str) -> datetime:
+    year, month, day, hour, minute, second, microsecond, fold, zone = parts
+    return datetime(year, month, day, hour, minute, second, microsecond, _read_zone(zone), fold=fold)
+
+
+def _read_time(parts: list[Any], own: str) -> time:
+    hour, minute, second, microsecond, fold, zone = parts
+    return time(hour, minute, second, microsecond, _read_zone(zone), fold=fold)
+
+
 def _read_pairs(flat: list[Any]) -> Iterable[tuple[Any, Any]]:
     return zip(flat[::2], flat[1::2], strict=True)
 
@@ -188,9 +198,9 @@ _PARTS: Final[dict[int, Read]] = {
     SET: lambda parts, own: set(parts),
     FROZENSET: lambda parts, own: frozenset(parts),
     DICT: lambda parts, own: dict(_read_pairs(parts)),
-    DATETIME: lambda p, own: datetime(*p[:7], _read_zone(p[8]), fold=p[7]),
+    DATETIME: _read_datetime,
     DATE: lambda parts, own: date(*parts),
-    TIME: lambda p, own: time(*p[:4], _read_zone(p[5]), fold=p[4]),
+    TIME: _read_time,
     TIMEDELTA: lambda parts, own: timedelta(*parts),
     PATH: _read_path,
     RANGE: lambda parts, own: range(*parts),

@@ -162,9 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m nanopod.node.agent", description="Run this machine as a node.")
     parser.add_argument("--data-dir", required=True, metavar="DIR", help="the cloud's data directory")
     args = parser.parse_args(argv)
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s"
-    )
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     layout = Layout(Path(args.data_dir).expanduser().absolute())
     try:
         layout.instances.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -160,7 +160,9 @@ class Fleet:
             self._unwanted(held, f"replaced by epoch {spec.epoch}")
             return
         elif spec.epoch < held.spec.epoch:
-            _log.warning("instance=%s epoch=%d refused: epoch %d is known", spec.instance_id, spec.epoch, held.spec.epoch)
+            _log.warning(
+                "instance=%s epoch=%d refused: epoch %d is known", spec.instance_id, spec.epoch, held.spec.epoch
+            )
             return
         held.wanted, held.forget_at = True, None
         if held.life.state == "queued" and not held.begun:

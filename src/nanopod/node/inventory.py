@@ -19,6 +19,8 @@ GIB: Final = 1 << 30
 STORAGE_STEP: Final = 100 * 10**9
 SMI_S_MAX: Final = 5.0
 SLOTS_MIN: Final = 4
+SLOTS_PER_CPU: Final = 8
+MEMORY_PER_SLOT: Final = 512 << 20
 _CGROUP_MEMORY: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_CPU: Final = "/sys/fs/cgroup/cpu.max"
 
@@ -59,8 +61,8 @@ class Inventory:
         return Sku(**named)
 
     def slots(self) -> int:
-        """How many worker processes may run at once."""
-        return max(SLOTS_MIN, 2 * self.cpus)
+        """How many worker processes may run at once: most of them wait, so memory and not cores is what they share."""
+        return max(SLOTS_MIN, min(SLOTS_PER_CPU * self.cpus, self.memory // MEMORY_PER_SLOT))
 
 
 def node_of(node_id: str, machine_id: str, inventory: Inventory) -> Node:
@@ -153,7 +155,11 @@ def _gpus() -> tuple[Gpu, ...]:
     query = "--query-gpu=name,memory.total,uuid,driver_version"
     try:
         done = subprocess.run(
-            [smi, query, "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=SMI_S_MAX, check=False
+            [smi, query, "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=SMI_S_MAX,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return ()

@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import sys
-import time
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +21,7 @@ from nanopod.node.records import Start
 from nanopod.node.runtime import output
 from nanopod.node.runtime.link import Identity, Link
 from nanopod.node.runtime.loading import StartFailed, failure_of, load_app
+from nanopod.node.runtime.waiting import until
 
 EXIT_FAILED: Final = 1
 EXIT_S_MAX: Final = 10.0
@@ -117,9 +117,7 @@ async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending
         lost = await executor.drain(0.0 if error is not None else instance.grace_s - limit_s)
         if lost:
             _log.warning("%d calls were still running at the end of the grace period", lost)
-        until = time.monotonic() + min(DELIVER_S_MAX, limit_s)
-        while executor.table.undelivered() and not serving.fenced and time.monotonic() < until:
-            await asyncio.sleep(0.01)
+        await until(lambda: bool(serving.fenced) or not executor.table.undelivered(), min(DELIVER_S_MAX, limit_s))
         await contexts.exit(error, limit_s)
 
 

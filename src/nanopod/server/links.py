@@ -67,6 +67,8 @@ class Connections:
         self._open[task] = link
         try:
             await handler(link)
+        except ValueError as error:
+            log.warning("link=cut reason=%s", error)  # not our protocol; a real peer begins anew with snapshots
         finally:
             del self._open[task]
 
@@ -155,6 +157,8 @@ class GatewayLinks:
             if self._links.get(gateway_id) is link:
                 del self._links[gateway_id]
                 self._seen.pop(gateway_id, None)
+                async with self._news:
+                    self._news.notify_all()  # nobody waits for one that is gone
                 self._pulse.links_changed(self._live.gateway_down(gateway_id))
                 self._on_addresses()
                 log.info("gateway=%s unlinked", gateway_id)

@@ -14,12 +14,12 @@ from typing import Final
 
 from sqlalchemy import Connection
 
-from nanopod.store import schema
+from nanopod.store import ledger_schema, schema
 
 log = logging.getLogger(__name__)
 
 Step = Callable[[Connection], None]
-STEPS: Final[tuple[Step, ...]] = ()
+STEPS: Final[tuple[Step, ...]] = (ledger_schema.create,)
 """Step number n brings version n to n + 1; version 1 is the first one there was."""
 
 

@@ -125,12 +125,13 @@ class SqliteStore:
         if self._closed:
             return
         self._closed = True
-        self._queue.put(None)
-        await asyncio.to_thread(self._thread.join)
+        # The writer goes last: only a connection that may write can tidy the file up when no other is left.
         await asyncio.to_thread(self._pool.shutdown)
         for connection in self._readers:
             connection.close()
         self._read_engine.dispose()
+        self._queue.put(None)
+        await asyncio.to_thread(self._thread.join)
         self._write_engine.dispose()
 
     # --- in a reader's thread ---

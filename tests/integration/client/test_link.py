@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,6 +20,7 @@ from nanopod.model.errors import (
     DeploymentFailed,
     Invalid,
     NoCapacity,
+    NotFound,
     QueueTimeout,
     RemoteError,
     Unauthenticated,
@@ -262,6 +264,26 @@ def test_errors_that_the_gateway_makes_have_their_classes() -> None:
         full = await answered(code="service_unavailable", message="full", retry_after_s=2.5)
         assert isinstance(full, NoCapacity) and full.retry_after_s == 2.5
         assert isinstance(await answered(code="what", message="m"), RemoteError)
+
+    run(scenario)
+
+
+def test_an_endpoint_that_was_just_made_is_asked_for_again() -> None:
+    async def scenario(gateway: FakeGateway, to: Link) -> None:
+        begin, start = time.monotonic(), gateway._start
+
+        def late(header: calls.Call, payload: bytes) -> None:
+            if time.monotonic() - begin > 0.3:
+                start(header, payload)
+            else:
+                gateway.send(header.id, calls.encode(calls.Error(header.id, code="not_found", started=False)))
+
+        gateway._start = late  # type: ignore[method-assign]
+        header = calls.Call(to.new_id(), endpoint="app", function="square")
+        assert codec.decode(await to.call(header, codec.encode(((3,), {})), patience_s=5)) == 9
+        begin = time.monotonic()
+        with pytest.raises(NotFound):
+            await call(to, "square", 3)
 
     run(scenario)
 

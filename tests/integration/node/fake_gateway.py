@@ -158,7 +158,7 @@ class Worker:
                 data = await reader.read(1 << 20)
                 if not data:
                     return
-        except ConnectionError:
+        except (ConnectionError, asyncio.CancelledError):
             return
         finally:
             self.closed.set()
@@ -237,7 +237,9 @@ class FakeGateway:
             return
         lines = head.split("\r\n")
         assert lines[0] == "GET /v1/worker-link HTTP/1.1"
-        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:] if line)
+        }
         self.dials.append(headers)
         status = self.status[headers["x-nanopod-instance"]]
         if status != 101:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gzip
 import hashlib
@@ -19,7 +20,7 @@ from typing import Any
 from nanopod.model.endpoint import EndpointSpec, FunctionSpec, InstanceSpec, ModelSpec
 from nanopod.node import files, launch, procs, records
 
-HEADER = '''
+HEADER = """
 from nanopod.model.registry import App, RegisteredContext, RegisteredFunction, apps, current
 from nanopod.model.endpoint import FunctionSpec
 import asyncio, os, sys, threading, time
@@ -37,10 +38,10 @@ def context(*args, needs=(), **kwargs):
         app.contexts[cls] = RegisteredContext(cls, args, kwargs, tuple(needs))
         return cls
     return register
-'''
+"""
 
 
-def function_app(*names: str, slots: int = 8, **fields: Any) -> EndpointSpec:
+def function_app(*names: str, **fields: Any) -> EndpointSpec:
     """A function endpoint named `test` whose code is module `deployment`."""
     return EndpointSpec("test", functions=tuple(FunctionSpec(name) for name in names), **fields)
 
@@ -111,18 +112,20 @@ class Instance:
     @property
     def worker_pid(self) -> int:
         assert self.running is not None
-        children = wait_for(lambda: procs.children_of(self.running.pid), 5, "the worker")
+        shim = self.running.pid
+        children = wait_for(lambda: procs.children_of(shim), 5, "the worker")
         return int(children[0])
 
     def terminate(self) -> None:
         assert self.running is not None
         os.kill(self.running.pid, signal.SIGTERM)
 
-    def verdict(self, wait_s_max: float = 15.0) -> records.Verdict:
+    async def verdict(self, wait_s_max: float = 15.0) -> records.Verdict:
         """How it ended, once it did."""
-        found: records.Verdict = wait_for(lambda: records.read_verdict(self.directory), wait_s_max, "the end")
-        assert self.running is not None
-        wait_for(lambda: procs.start_time(self.running.pid) is None, 5, "the end of the shim")
+        found: records.Verdict = await eventually(lambda: records.read_verdict(self.directory), wait_s_max, "the end")
+        running = self.running
+        assert running is not None
+        await eventually(lambda: procs.start_time(running.pid) is None, 5, "the end of the shim")
         return found
 
     @property
@@ -132,6 +135,17 @@ class Instance:
     def processes(self) -> list[int]:
         """Whatever lives of it."""
         return procs.members(0, launch.mark_of(self.spec.instance_id))
+
+
+async def eventually(test: Callable[[], Any], wait_s_max: float = 10.0, what: str = "") -> Any:
+    """As `wait_for`, while the event loop goes on."""
+    limit = time.monotonic() + wait_s_max
+    while True:
+        with contextlib.suppress(OSError):
+            if found := test():
+                return found
+        assert time.monotonic() < limit, f"{what or test} did not come within {wait_s_max} s"
+        await asyncio.sleep(0.005)
 
 
 def wait_for(test: Callable[[], Any], wait_s_max: float = 10.0, what: str = "") -> Any:

@@ -33,6 +33,7 @@ from nanopod.model.wire import (
     Observed,
     Samples,
     Tables,
+    TablesSeen,
     Wanted,
     WorkerState,
 )
@@ -217,6 +218,7 @@ class FakeGateway:
                         self.tables = message
                         self.versions.append(message.version)
                         self.changed.set()
+                        link.send(TablesSeen(message.version))
                     elif isinstance(message, MeterAck):
                         self.acks.append(message.segment_id)
             except LinkClosed:

@@ -90,7 +90,8 @@ def describe(found: dict[str, Any]) -> None:
         )
     if found.get("instances"):
         print()
-        show.print_rows(found["instances"], INSTANCE_COLUMNS, empty="")
+        columns = [column for column in INSTANCE_COLUMNS if column[0] != "ENDPOINT"]
+        show.print_rows(found["instances"], columns, empty="")
 
 
 def _wait(api: Api, args: argparse.Namespace) -> int:

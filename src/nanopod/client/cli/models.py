@@ -20,6 +20,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     columns: list[show.Column] = [
         ("MODEL", show.field("id")),
+        ("STATE", lambda row: (row.get("nanopod") or {}).get("state")),
+        ("ENDPOINT", lambda row: (row.get("nanopod") or {}).get("endpoint")),
         ("OWNER", show.field("owned_by")),
         ("CREATED", show.moment("created")),
     ]

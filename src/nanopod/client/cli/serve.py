@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     state = "is ready" if endpoint.get("ready_instance_count") else f"is {endpoint.get('status', 'created')}"
     print(f"{model_id} {state} at {api.target.url}/v1\n")
-    print(snippets(api.target.url, model_id, embedding=_embeds(api, model_id)))
+    print(snippets(api.target.url, model_id, embedding=embeds(body["model"])))
     return 0
 
 
@@ -134,18 +135,20 @@ def snippets(url: str, model_id: str, *, embedding: bool) -> str:
     return (
         f'  curl {url}/v1/{path} -H "Authorization: Bearer $NANOPOD_API_KEY" \\\n'
         f"    -H 'Content-Type: application/json' -d '{body}'\n\n"
-        "  from openai import OpenAI\n"
+        "  import os\n  from openai import OpenAI\n"
         f'  client = OpenAI(base_url="{url}/v1", api_key=os.environ["NANOPOD_API_KEY"])\n'
         f"  print({python})"
     )
 
 
-def _embeds(api: Any, model_id: str) -> bool:
+def embeds(model: dict[str, Any]) -> bool:
+    """Whether a model makes vectors rather than text, as far as its files or its name tell."""
     try:
-        rows = api.get("/v1/models").get("data", [])
-    except NanopodError:
-        return False
-    return any(row.get("id") == model_id and "embed" in str(row.get("kind") or row.get("task") or "") for row in rows)
+        kind = json.loads((Path(model["source"]) / "config.json").read_bytes()).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        name = model["model_id"].lower()
+        return any(word in name for word in ("minilm", "embed", "bert", "bge-", "gte-", "e5-"))
+    return str(kind) in ("bert", "roberta", "xlm-roberta", "mpnet")
 
 
 def _split_command(parser: argparse.ArgumentParser) -> None:

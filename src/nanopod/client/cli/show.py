@@ -63,7 +63,9 @@ def print_rows(rows: Iterable[Mapping[str, Any]], columns: Sequence[Column], *, 
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*titles, box=box.SQUARE, header_style="bold", show_edge=True)
+        table = Table(box=box.SQUARE, header_style="bold")
+        for title in titles:
+            table.add_column(title, overflow="fold")  # an id that is cut cannot be copied
         for row in cells:
             table.add_row(*(Text(cell, style=_STYLES.get(cell, "")) for cell in row))
         Console().print(table)

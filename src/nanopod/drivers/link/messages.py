@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,6 +19,8 @@ from typing import Final
 import msgspec
 
 from nanopod.model.wire import AnyMessage, Message
+
+log = logging.getLogger(__name__)
 
 _LENGTH: Final = Struct(">I")
 MESSAGE_BYTES_MAX: Final = 64 << 20
@@ -114,8 +117,12 @@ async def dial_for_ever(path: Path, handler: Handler) -> None:
             link = MessageLink(reader, writer)
             try:
                 await handler(link)
-            except (LinkClosed, ValueError):
+            except LinkClosed:
                 pass
+            except Exception:
+                # A handler that trips over one message must not silence the link for good: say so and begin anew,
+                # with whole snapshots.
+                log.exception("link=%s lost: its handler failed; redialling", path.name)
             finally:
                 link.close()
         attempt = 0 if loop.time() - started > REDIAL_S_MAX else attempt + 1

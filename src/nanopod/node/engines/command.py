@@ -208,11 +208,10 @@ class CommandEngine:
             await session.close()
         if process is None:
             return
-        limit = time.monotonic() + grace_s
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-        while process.poll() is None and time.monotonic() < limit:
-            await asyncio.sleep(0.01)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            await asyncio.to_thread(process.wait, grace_s)
         await asyncio.to_thread(procs.kill_session, process.pid)
         await asyncio.to_thread(process.wait)
 

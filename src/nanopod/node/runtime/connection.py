@@ -1,7 +1,7 @@
 """One open connection to a gateway and the streams on it. Any thread may write; one thread reads.
 
-Frames leave by a plain `send` on the thread that made them, so an answer needs no hand-over to another thread; only what
-the socket does not take at once waits for the link's thread. DATA and TOKENS are under the stream's credit.
+Frames leave by a plain `send` on the thread that made them, so an answer needs no hand-over to another thread; only
+what the socket does not take at once waits for the link's thread. DATA and TOKENS are under the stream's credit.
 """
 
 from __future__ import annotations

@@ -99,9 +99,7 @@ class Contexts:
         self._app.entered.clear()
         if not managers:
             return []
-        tasks = {
-            asyncio.create_task(self._exit(manager, error)): cls.__name__ for cls, manager in managers.items()
-        }
+        tasks = {asyncio.create_task(self._exit(manager, error)): cls.__name__ for cls, manager in managers.items()}
         done, late = await asyncio.wait(tasks, timeout=limit_s)
         troubled = []
         for task in done:

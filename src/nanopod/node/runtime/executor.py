@@ -18,6 +18,7 @@ from nanopod.node.runtime import output
 from nanopod.node.runtime.connection import Stream
 from nanopod.node.runtime.table import DONE, RECEIVING, RUNNING, Call, Table
 from nanopod.node.runtime.threads import Threads
+from nanopod.node.runtime.waiting import until
 from nanopod.node.runtime.workload import Workload
 
 SWEEP_S: Final = 0.1
@@ -421,9 +422,7 @@ class Executor:
 
     async def drain(self, limit_s: float) -> int:
         """Wait until nothing runs and every answer was taken; what still runs at the limit is given up, its number."""
-        limit = time.monotonic() + limit_s
-        while self.active and time.monotonic() < limit:
-            await asyncio.sleep(0.005)
+        await until(lambda: not self.active, limit_s)
         left = [call for call in self.active.values() if call.state == RUNNING]
         for call in left:
             if call.stream is not None:

@@ -1,4 +1,4 @@
-"""Makes the engine that a model's specification names. Engines are imported only here, and only the one that is used."""
+"""Makes the engine that a model's specification names. Engines are imported here alone, and only the one in use."""
 
 from __future__ import annotations
 

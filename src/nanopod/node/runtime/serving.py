@@ -20,6 +20,7 @@ from nanopod.node.runtime.executor import Executor
 from nanopod.node.runtime.link import Link
 from nanopod.node.runtime.sink import StreamSink
 from nanopod.node.runtime.table import DONE, RECEIVING, Call
+from nanopod.node.runtime.waiting import until
 
 _log: Final = logging.getLogger(__name__)
 _CALL_HEAD: Final = b'{"k":"call"}'
@@ -337,9 +338,7 @@ class Models(Serving):
 
     async def drain(self, limit_s: float) -> int:
         """Let running requests end; the number of those given up."""
-        limit = time.monotonic() + limit_s
-        while self.running and time.monotonic() < limit:
-            await asyncio.sleep(0.005)
+        await until(lambda: not self.running, limit_s)
         left = [body.task for body in self.running if body.task is not None]
         for task in left:
             task.cancel()

@@ -30,9 +30,9 @@ class Call:
     """One remote call."""
 
     __slots__ = (
-        "cancel_at", "cancel_code", "context", "credit", "deadline", "done_at", "end", "final", "final_bytes", "function",
-        "handle", "header", "id", "lines", "live_lines", "made_at", "parts", "payload", "released", "resumed", "size",
-        "started", "state", "stream", "workload",
+        "cancel_at", "cancel_code", "context", "credit", "deadline", "done_at", "end", "final", "final_bytes",
+        "function", "handle", "header", "id", "lines", "live_lines", "made_at", "parts", "payload", "released",
+        "resumed", "size", "started", "state", "stream", "workload",
     )  # fmt: skip
 
     def __init__(self, header: calls.Call, stream: Stream, payload: bytes, now: float) -> None:

@@ -39,14 +39,10 @@ def place(
     nothing more. `avoid` counts failed starts per node id.
     """
     failures = avoid or {}
-    in_use: dict[str, int] = {}
-    for candidate in candidates:
-        if capacity.capacity_id in candidate.holders:
-            in_use[candidate.node.sku_id] = in_use.get(candidate.node.sku_id, 0) + 1
     found: list[Candidate] = []
     reasons: list[str] = []
     for candidate in candidates:
-        if reason := _refusal(capacity, candidate, in_use, now):
+        if reason := refusal(capacity, candidate, candidates, now):
             reasons.append(f"{candidate.node.node_id}: {reason}")
         else:
             found.append(candidate)
@@ -58,8 +54,8 @@ def place(
     return Placement(best.node.node_id, (f"{best.node.node_id}: {best.free} of {best.node.slots} slots free",))
 
 
-def _refusal(capacity: Capacity, candidate: Candidate, in_use: Mapping[str, int], now: float) -> str:
-    """Why this node cannot take the instance; empty when it can."""
+def refusal(capacity: Capacity, candidate: Candidate, candidates: Sequence[Candidate], now: float) -> str:
+    """Why this node cannot take one more instance of the capacity; empty when it can. `candidates`: all nodes."""
     node = candidate.node
     if node.state != "up":
         return f"is {node.state}"
@@ -67,6 +63,9 @@ def _refusal(capacity: Capacity, candidate: Candidate, in_use: Mapping[str, int]
         return f"all {node.slots} slots are taken"
     schedule = capacity.by_sku.get(node.sku_id)
     held = schedule.nodes_at(now) if schedule is not None else 0
-    if capacity.capacity_id not in candidate.holders and in_use.get(node.sku_id, 0) >= held:
+    if capacity.capacity_id in candidate.holders:
+        return ""
+    in_use = sum(1 for c in candidates if c.node.sku_id == node.sku_id and capacity.capacity_id in c.holders)
+    if in_use >= held:
         return f"capacity {capacity.name} holds {held} nodes of its kind now, all in use"
     return ""

@@ -1,0 +1,219 @@
+"""The ledger in a transaction: the rules of `nanopod.ledger.rules` on rows.
+
+Rows are read as the rules ask for them and written together at the end. The statements go to sqlite3 itself: posting
+is the hottest path that ends on the disk.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, cast
+
+from sqlalchemy.exc import OperationalError
+
+from nanopod.ledger.books import fresh, problems
+from nanopod.ledger.rules import Batch
+from nanopod.ledger.transfers import Account, Entry, Kind, Result, Settlement, Transfer
+from nanopod.store.base import Base
+
+HISTORY_MAX: Final = 1_000
+"""Most entries of one answer."""
+
+_ACCOUNT: Final = (
+    "SELECT id, guarded, debits_pending, debits_posted, credits_pending, credits_posted FROM ledger_account"
+)
+_ENTRY: Final = (
+    "SELECT seq, id, kind, linked, balancing, debit, credit, asked, amount, pending_id, timeout_s, code, ref, at_us "
+    "FROM ledger_entry"
+)
+_PUT_ENTRY: Final = (
+    "INSERT INTO ledger_entry (seq, id, kind, linked, balancing, debit, credit, asked, amount, pending_id, timeout_s, "
+    "code, ref, at_us, expires_at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
+_PUT_BALANCES: Final = (
+    "UPDATE ledger_account SET debits_pending = ?, debits_posted = ?, credits_pending = ?, credits_posted = ? "
+    "WHERE id = ?"
+)
+_SUMS: Final = (
+    "SELECT {side}, COALESCE(SUM(CASE WHEN kind = 'pending' AND settled IS NULL THEN amount ELSE 0 END), 0), "
+    "COALESCE(SUM(CASE WHEN kind <> 'pending' THEN amount ELSE 0 END), 0) FROM ledger_entry GROUP BY {side}"
+)
+
+
+class LedgerRows(Base):
+    """Accounts and transfers of the ledger. Use it inside a write for everything that changes something."""
+
+    def open_accounts(self, accounts: Iterable[Account]) -> None:
+        """Add empty accounts; those that exist are left alone. Raises `Conflict` when one has another guard."""
+        with _statements(self) as raw:
+            rows = _Rows(raw)
+            for account in accounts:
+                new = fresh(account, rows.account(account.id))
+                if new is not None:
+                    raw.execute("INSERT INTO ledger_account (id, guarded) VALUES (?, ?)", (new.id, new.guarded))
+
+    def post_transfers(self, transfers: Sequence[Transfer], now_us: int) -> tuple[Result, ...]:
+        """Post a batch at `now_us`, as `nanopod.ledger.books.post` does; one result per transfer, in order."""
+        with _statements(self) as raw:
+            batch = Batch(_Rows(raw), now_us)
+            results = batch.run(transfers)
+            _write(raw, batch)
+        return results
+
+    def ledger_account(self, account_id: str) -> Account | None:
+        """The account with its balances (holds whose time is over count until the next posting), or None."""
+        with _statements(self) as raw:
+            return _Rows(raw).account(account_id)
+
+    def ledger_accounts(self, prefix: str = "") -> list[Account]:
+        """Accounts whose id starts with `prefix`, in order of their ids."""
+        with _statements(self) as raw:
+            rows = raw.execute(f"{_ACCOUNT} WHERE substr(id, 1, ?) = ? ORDER BY id", (len(prefix), prefix))
+            return [_account(row) for row in rows]
+
+    def ledger_entry(self, transfer_id: int) -> tuple[Entry, Settlement | None] | None:
+        """A created transfer and, if it was pending, how it ended."""
+        with _statements(self) as raw:
+            rows = _Rows(raw)
+            entry = rows.entry(transfer_id)
+            return None if entry is None else (entry, rows.settlement(transfer_id))
+
+    def ledger_history(
+        self, account_id: str, start_us: int = 0, end_us: int | None = None, after_seq: int = 0
+    ) -> list[tuple[Entry, Settlement | None]]:
+        """Entries that touch an account with `start_us <= at < end_us`, oldest first, at most `HISTORY_MAX`.
+
+        Go on with `after_seq`, the last number seen.
+        """
+        sides = " UNION ALL ".join(
+            f"SELECT * FROM (SELECT *, '{side}' FROM ledger_entry WHERE {side} = ?1 AND seq > ?2 AND at_us >= ?3 "
+            f"AND (?4 IS NULL OR at_us < ?4) ORDER BY seq LIMIT {HISTORY_MAX})"
+            for side in ("debit", "credit")
+        )
+        columns = _ENTRY.removeprefix("SELECT ").partition(" FROM")[0]
+        statement = f"SELECT {columns}, settled FROM ({sides}) ORDER BY seq LIMIT {HISTORY_MAX}"
+        with _statements(self) as raw:
+            rows = raw.execute(statement, (account_id, after_seq, start_us, end_us)).fetchall()
+        return [(_entry(row), cast("Settlement | None", row[14])) for row in rows]
+
+    def check_ledger(self) -> tuple[str, ...]:
+        """What is wrong with the books, as `nanopod.ledger.books.check`; empty when nothing is. Reads every entry."""
+        wanted: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
+        with _statements(self) as raw:
+            for at, side in ((0, "debit"), (2, "credit")):
+                for account_id, pending, posted in raw.execute(_SUMS.format(side=side)):
+                    wanted[account_id][at : at + 2] = [pending, posted]
+            accounts = [_account(row) for row in raw.execute(_ACCOUNT)]
+        return problems(accounts, wanted)
+
+
+class _Rows:
+    """`Books` on the tables."""
+
+    def __init__(self, raw: sqlite3.Connection) -> None:
+        self._raw = raw
+        self._accounts: dict[str, Account | None] = {}
+        self.seq: int = raw.execute("SELECT COALESCE(MAX(seq), 0) FROM ledger_entry").fetchone()[0]
+
+    def account(self, account_id: str) -> Account | None:
+        if account_id not in self._accounts:
+            row = self._raw.execute(f"{_ACCOUNT} WHERE id = ?", (account_id,)).fetchone()
+            self._accounts[account_id] = None if row is None else _account(row)
+        return self._accounts[account_id]
+
+    def entry(self, transfer_id: int) -> Entry | None:
+        row = self._raw.execute(f"{_ENTRY} WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()
+        return None if row is None else _entry(row)
+
+    def settlement(self, transfer_id: int) -> Settlement | None:
+        row = self._raw.execute("SELECT settled FROM ledger_entry WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()
+        return None if row is None else row[0]
+
+    def burnt(self, transfer_id: int) -> bool:
+        key = (transfer_id.to_bytes(16),)
+        return self._raw.execute("SELECT 1 FROM ledger_failed WHERE id = ?", key).fetchone() is not None
+
+    def due(self, now_us: int) -> list[Entry]:
+        rows = self._raw.execute(
+            f"{_ENTRY} WHERE settled IS NULL AND expires_at_us IS NOT NULL AND expires_at_us <= ?", (now_us,)
+        )
+        return [_entry(row) for row in rows]
+
+
+def _write(raw: sqlite3.Connection, batch: Batch) -> None:
+    raw.executemany(_PUT_ENTRY, map(_row, batch.entries.values()))
+    raw.executemany(
+        _PUT_BALANCES,
+        [
+            (a.debits_pending, a.debits_posted, a.credits_pending, a.credits_posted, a.id)
+            for a in batch.accounts.values()
+        ],
+    )
+    if batch.settled:
+        raw.executemany(
+            "UPDATE ledger_entry SET settled = ? WHERE id = ?",
+            [(how, id.to_bytes(16)) for id, how in batch.settled.items()],
+        )
+    if batch.failed:
+        raw.executemany(
+            "INSERT INTO ledger_failed (id, outcome, at_us) VALUES (?, ?, ?)",
+            [(id.to_bytes(16), str(why), batch.now_us) for id, why in batch.failed.items()],
+        )
+
+
+def _row(entry: Entry) -> tuple[Any, ...]:
+    asked = entry.transfer
+    return (
+        entry.seq,
+        asked.id.to_bytes(16),
+        asked.kind,
+        asked.linked,
+        asked.balancing,
+        entry.debit,
+        entry.credit,
+        asked.amount,
+        entry.amount,
+        asked.pending_id.to_bytes(16) if asked.pending_id else None,
+        asked.timeout_s,
+        asked.code,
+        asked.ref,
+        entry.at_us,
+        entry.expires_at_us,
+    )
+
+
+def _entry(row: Sequence[Any]) -> Entry:
+    kind = cast("Kind", row[2])
+    settles = kind in ("post", "void")
+    asked = Transfer(
+        id=int.from_bytes(row[1]),
+        kind=kind,
+        debit="" if settles else row[5],
+        credit="" if settles else row[6],
+        amount=row[7],
+        pending_id=int.from_bytes(row[9]) if row[9] else 0,
+        timeout_s=row[10],
+        linked=bool(row[3]),
+        balancing=bool(row[4]),
+        code=row[11],
+        ref=row[12],
+    )
+    return Entry(row[0], asked, row[5], row[6], row[8], row[13])
+
+
+def _account(row: Sequence[Any]) -> Account:
+    return Account(row[0], bool(row[1]), *row[2:])
+
+
+@contextmanager
+def _statements(rows: Base) -> Iterator[sqlite3.Connection]:
+    """The driver's own connection. Its errors become SQLAlchemy's, which is what the store looks for."""
+    raw = rows.connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection), "these statements are written for SQLite"
+    try:
+        yield raw
+    except sqlite3.Error as error:
+        raise OperationalError("the ledger", None, error) from error

@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         stream=sys.stderr, level=args.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s"
     )
     os.umask(0o077)  # whatever this process makes is its owner's alone
+    # Short pieces of work alternate between the loop and the store's threads; 5 ms (the default) of waiting for one
+    # long read would be most of the time it takes to wake a worker.
+    sys.setswitchinterval(0.0005)
     try:
         with asyncio.Runner(loop_factory=_new_loop) as runner:
             runner.run(_run(Layout(args.data_dir.absolute())))

@@ -115,7 +115,11 @@ class Server:
         keeper = first_start.FileSecrets(pepper)
         live, clock = Live(), time.time
         watch = Watch(live)
-        pulse = Pulse(store, live, watch, clock, on_links=lambda: tables.changed())
+        pulse = Pulse(
+            *(store, live, watch, clock),
+            owner_of=lambda instance_id: tables.owner_of(instance_id),
+            on_links=lambda: tables.changed(),
+        )
         gateways = GatewayLinks(
             store, live, pulse, current=lambda: tables.current, on_addresses=lambda: wanted.changed()
         )

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import socket
 import subprocess
@@ -39,6 +40,7 @@ STEADY_S: Final = 10.0
 DRAIN_S_MAX: Final = 15.0
 """How long a Ctrl-C waits for each layer of the tree to finish its work."""
 LOG_BYTES_MAX: Final = 32 << 20
+FREE_BYTES_MIN: Final = 8 << 20
 EXIT_USAGE: Final = 2
 """Exit status of a child whose settings cannot work (a port in use): restarting it would not help."""
 
@@ -80,6 +82,13 @@ def prepare(layout: Layout) -> IO[str]:
         lock = open(layout.lock, "a+")  # noqa: SIM115 - held until the process ends
     except OSError as error:
         raise Invalid(f"cannot use {layout.data}: {error.strerror}; choose another with --data-dir") from error
+    free = shutil.disk_usage(layout.data).free
+    if free < FREE_BYTES_MIN:
+        lock.close()
+        raise Invalid(
+            f"only {free >> 10} KiB of disk space are free at {layout.data}; nanopod needs {FREE_BYTES_MIN >> 20} MiB to "
+            "record what it does: free some, or choose another place with --data-dir"
+        )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

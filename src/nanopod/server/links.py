@@ -8,6 +8,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from typing import Any, Final
 
+from nanopod.control.capacity import UNREACHABLE_S
 from nanopod.control.live import Live
 from nanopod.control.observe import observe_machine
 from nanopod.control.ports import Clock
@@ -263,7 +264,7 @@ class AgentLinks:
             self._renew(machine_id)
             seen: list[ObservedInstance] = hello.instances
             async for message in messages:
-                self._live.machines[machine_id] = self._clock()
+                self._heard(machine_id)
                 if isinstance(message, Observed):
                     if message.instances != seen:
                         await self._observe(machine_id, message.instances)
@@ -283,6 +284,13 @@ class AgentLinks:
                 self._live.machines.pop(machine_id, None)
                 self._pulse.signal([("machine", machine_id)])
                 log.info("machine=%s unlinked", machine_id)
+
+    def _heard(self, machine_id: str) -> None:
+        """The agent spoke; after a silence its machine is looked at again."""
+        now = self._clock()
+        if now - self._live.machines.get(machine_id, now) >= UNREACHABLE_S:
+            self._pulse.signal([("machine", machine_id)])
+        self._live.machines[machine_id] = now
 
     async def _join(self, hello: AgentHello) -> None:
         """Write the machine's nodes and instances down; wake whom that concerns."""

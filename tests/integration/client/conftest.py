@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from fake_gateway import FakeGateway
+from stand_in_gateway import FakeGateway
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_gateway import KEY, FakeGateway
+from stand_in_gateway import KEY, FakeGateway
 
 pytestmark = pytest.mark.integration
 

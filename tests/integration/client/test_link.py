@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from fake_gateway import KEY, FakeGateway
+from stand_in_gateway import KEY, FakeGateway
 
 from nanopod.client import background, link
 from nanopod.client.link import Link, link_to

@@ -326,7 +326,8 @@ def test_equal_machines_are_of_one_sku() -> None:
     assert one.sku() == inventory.Inventory(2, (7 << 30) + 99, 3 * 10**11).sku()
     assert one.sku().sku_id != inventory.Inventory(4, 7 << 30, 3 * 10**11).sku().sku_id
     assert one.sku().sku_id.startswith("isku_")
-    assert one.slots() == 4
+    assert one.slots() == 14
+    assert inventory.Inventory(1, 1 << 30, 0).slots() == 4
     assert inventory.look(Path("/")).memory > 0
 
 

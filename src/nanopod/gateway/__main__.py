@@ -67,7 +67,14 @@ async def _serve(layout: Layout, host: str, port: int, gateway_id: str) -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     logging.info("gateway %s listens on %s", gateway_id, ", ".join(gateway.addresses))
-    await stop.wait()
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+    if not stopping.done():
+        # One of the loops that the process lives by has failed: better restarted than half alive.
+        stopping.cancel()
+        for task in tasks:
+            if task.done():
+                task.result()
     for server in servers:
         server.close()
     tasks[2].cancel()

@@ -86,8 +86,8 @@ def prepare(layout: Layout) -> IO[str]:
     if free < FREE_BYTES_MIN:
         lock.close()
         raise Invalid(
-            f"only {free >> 10} KiB of disk space are free at {layout.data}; nanopod needs {FREE_BYTES_MIN >> 20} MiB to "
-            "record what it does: free some, or choose another place with --data-dir"
+            f"only {free >> 10} KiB of disk space are free at {layout.data}; nanopod needs {FREE_BYTES_MIN >> 20} MiB "
+            "to record what it does: free some, or choose another place with --data-dir"
         )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

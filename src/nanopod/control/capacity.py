@@ -19,9 +19,10 @@ from nanopod.model.schedule import BLOCK_S, Entry, Schedule, Window
 
 HISTORY_S: Final = 24 * 3600
 UNREACHABLE_S: Final = 10.0
-"""A machine whose agent was silent for this long gets no new instances."""
+"""A machine whose agent has been unlinked for this long gets no new instances."""
 LOST_S: Final = 60.0
-"""Silent for this long it is given up: its leases are over and whatever still runs there is fenced."""
+"""Unlinked for this long it is given up: its leases are over and whatever still runs there is fenced. A linked one that
+says nothing for this long gets no new instances."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,13 @@ class MachineReconciler:
         """Up, unreachable or lost."""
         silent_s = now - snapshot.seen_at
         # An open link proves that the agent lives, however long a busy or suspended machine kept it silent.
-        gone = silent_s >= LOST_S and not snapshot.linked
-        state = "lost" if gone else "unreachable" if silent_s >= UNREACHABLE_S else "up"
+        unreachable_s, lost_s = (LOST_S, math.inf) if snapshot.linked else (UNREACHABLE_S, LOST_S)
+        state = "lost" if silent_s >= lost_s else "unreachable" if silent_s >= unreachable_s else "up"
         current = snapshot.nodes[0].state
         if current == "draining" and state == "up":
             state = "draining"
-        wait_s = {"up": UNREACHABLE_S, "draining": UNREACHABLE_S, "unreachable": LOST_S}.get(state)
-        recheck_s = None if wait_s is None else max(0.5, wait_s - silent_s)
+        wait_s = {"up": unreachable_s, "draining": unreachable_s, "unreachable": lost_s}.get(state, math.inf)
+        recheck_s = None if wait_s == math.inf else max(0.5, wait_s - silent_s)
         changed = any(node.state != state for node in snapshot.nodes)
         said = (f"{current} -> {state}: its agent was last heard {silent_s:.0f} s ago",) if changed else ()
         return MachinePlan(said, changed, recheck_s, snapshot, state)

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 LEASE_S: Final = 30.0
 WORK_S_MAX: Final = 20.0
 PERIOD_S: Final = 15.0
+PERIOD_S_MAX: Final = 240.0
+"""Period of an object that needed no change for long: each such look doubles it, so that thousands may idle."""
 JITTER: Final = 0.1
 IDLE_S_MAX: Final = 1.0
 """Longest time between two claims, hints or not."""
@@ -45,6 +47,8 @@ class Driver:
         self._room = asyncio.Semaphore(AT_ONCE_MAX)
         self._tasks: set[asyncio.Task[None]] = set()
         self._tokens = 0
+        self._calm: dict[tuple[str, str], int] = {}
+        """Looks in a row that changed nothing."""
 
     def hint(self, kinds: Iterable[str]) -> None:
         """Some objects of these kinds may be due."""
@@ -165,10 +169,15 @@ class Driver:
         snapshot = await self._store.read(observe)
         now = self._clock()
         if snapshot is None:
+            self._calm.pop((kind, key), None)
             await self._store.write(lambda write: write.drop(kind, key, token, seq), durable=False)
             return
         plan: Plan = reconciler.plan(snapshot, now)
-        period_s = PERIOD_S if plan.recheck_s is None else min(plan.recheck_s, PERIOD_S)
+        calm = 0 if plan.changes else self._calm.get((kind, key), 0) + 1
+        self._calm[kind, key] = calm
+        period_s = min(PERIOD_S_MAX, PERIOD_S * 2.0 ** min(calm, 10))
+        if plan.recheck_s is not None:
+            period_s = min(period_s, plan.recheck_s)
         next_at = now + max(0.0, period_s) * random.uniform(1 - JITTER, 1 + JITTER)
 
         def commit(write: Writes) -> float | None:
@@ -181,7 +190,7 @@ class Driver:
                 reconciler.commit(plan, write, now)
             return due
 
-        due = await self._store.write(commit, durable=plan.changes)
+        due = await self._store.write(commit, durable=plan.changes and plan.durable)
         reconciler.applied(plan)
         for reason in plan.reasons if plan.changes else ():
             log.info("%s=%s decision=%s", kind, key, reason)

@@ -119,8 +119,17 @@ class Watch:
         )
 
     def due(self, now: float) -> list[str]:
-        """Endpoints whose count would change by the passing of time alone."""
-        return [key for key, watched in list(self.known.items()) if watched.look_at <= now and self.step(key, now)]
+        """Endpoints whose count would change by the passing of time alone, or whose activity is to be stored."""
+        return [key for key, watched in list(self.known.items()) if self._due(key, watched, now)]
+
+    def _due(self, key: str, watched: Watched, now: float) -> bool:
+        if watched.look_at <= now and self.step(key, now):
+            return True
+        load = self.live.loads.get(key)
+        if load is None or load.state is None or now - load.stored_at < STORE_S:
+            return False
+        # A server that comes back must not take an endpoint for idle that was busy a moment ago.
+        return load.state.active_at - load.stored_active_at >= STORE_S
 
 
 class EndpointReconciler:
@@ -141,7 +150,6 @@ class EndpointReconciler:
             self._forget(key)
             return None
         instances = read.instances_of(key)
-        self._live.owners.update((instance.instance_id, key) for instance in instances)
         older = None
         if revision.failures:
             earlier = [r for r in read.revisions_of(key) if r.number < revision.number and r.healthy_at is not None]
@@ -269,9 +277,11 @@ class EndpointReconciler:
             self._forget(endpoint_id)
             return
         load = self._live.loads.setdefault(endpoint_id, Load())
+        if load.state is None:
+            load.stored_active_at = plan.snapshot.state.active_at
         load.state = plan.state
         if plan.changes:
-            load.stored_at = plan.at
+            load.stored_at, load.stored_active_at = plan.at, plan.state.active_at
         watched = self._watched(plan.snapshot)
         watched.target = plan.target
         watched.stopped = plan.stopped

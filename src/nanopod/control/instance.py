@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import ClassVar, Final, Literal
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Plan, Reads, Writes
@@ -58,7 +58,9 @@ class InstanceSnapshot:
 
 @dataclass(frozen=True)
 class InstancePlan(Plan):
-    """One step of one instance."""
+    """One step of one instance. Durable: where and in which epoch it runs must never be decided twice."""
+
+    durable: ClassVar[bool] = True
 
     snapshot: InstanceSnapshot | None = None
     step: Step = "none"

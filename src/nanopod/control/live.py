@@ -28,6 +28,8 @@ class Load:
     state: ScaleState | None = None
     """The autoscaler's memory, newer than the stored one; None until it was read."""
     stored_at: float = 0.0
+    stored_active_at: float = 0.0
+    """`state.active_at` as it was stored last."""
 
     def waiting(self, now: float) -> int:
         """Requests known to wait."""
@@ -57,8 +59,6 @@ class Live:
         """{instance: {gateway: link}}"""
         self.gateways: dict[str, tuple[str, ...]] = {}
         """{gateway: addresses that workers dial}"""
-        self.owners: dict[str, str] = {}
-        """{instance: endpoint} of what is live, as the endpoint reconciler saw it last."""
         self.machines: dict[str, float] = {}
         """{machine whose agent is linked: when it spoke last}"""
 
@@ -161,5 +161,3 @@ class Live:
     def forget(self, endpoint_id: str) -> None:
         """The endpoint is gone."""
         self.loads.pop(endpoint_id, None)
-        for instance_id in [key for key, owner in list(self.owners.items()) if owner == endpoint_id]:
-            del self.owners[instance_id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from nanopod.model.capacity import Capacity, Node
 from nanopod.model.chain import Deployment, Endpoint, Instance, Key, Revision
@@ -26,6 +26,7 @@ class Reads(Protocol):
 
     def endpoint(self, endpoint_id: str) -> Endpoint | None: ...
     def endpoints(self, workspace_id: str | None = None, *, deleted: bool = False) -> list[Endpoint]: ...
+    def endpoint_generations(self) -> list[tuple[str, int, int]]: ...
     def revision(self, revision_id: str) -> Revision | None: ...
     def revisions_of(self, endpoint_id: str) -> list[Revision]: ...
     def deployment(self, deployment_id: str) -> Deployment | None: ...
@@ -85,6 +86,9 @@ class Plan:
     """False: nothing is to be written."""
     recheck_s: float | None = None
     """Look again after this many seconds; None: after the usual period."""
+    durable: ClassVar[bool] = False
+    """True when not even a power cut may undo it: nobody could find out again that it was decided. Everything that was
+    decided before is on the disk then, too."""
 
 
 P = TypeVar("P", bound=Plan)

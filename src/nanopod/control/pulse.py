@@ -23,11 +23,21 @@ PENDING_MAX: Final = 10_000
 class Pulse:
     """Collects keys to signal and writes them in one transaction per burst.
 
-    Signals made from observations need not survive a crash of the machine: the observations come again.
+    Signals made from observations need not survive a crash of the machine: the observations come again. `owner_of`
+    names the endpoint of an instance; `on_links` is called when the readiness of workers changed.
     """
 
-    def __init__(self, store: Store, live: Live, watch: Watch, clock: Clock, on_links: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        live: Live,
+        watch: Watch,
+        clock: Clock,
+        owner_of: Callable[[str], str | None],
+        on_links: Callable[[], None],
+    ) -> None:
         self._store = store
+        self._owner_of = owner_of
         self._live = live
         self._watch = watch
         self._clock = clock
@@ -54,7 +64,7 @@ class Pulse:
 
     def links_changed(self, instance_ids: Collection[str]) -> None:
         """The readiness of these instances changed."""
-        owners = {self._live.owners[key] for key in instance_ids if key in self._live.owners}
+        owners = {owner for key in instance_ids if (owner := self._owner_of(key)) is not None}
         self.signal([*(("instance", key) for key in instance_ids), *(("endpoint", key) for key in owners)])
         self._on_links()
 

@@ -8,6 +8,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from nanopod.control.live import Live
@@ -97,6 +98,26 @@ def worker_row(instance: Instance, token: str) -> WorkerRow:
     )
 
 
+@dataclass(slots=True)
+class _Known:
+    """An endpoint's rows at the generations they were read; `idle`: its route while it has no instance."""
+
+    generations: list[int]
+    endpoint: Endpoint
+    deployment: Deployment
+    revision: Revision
+    idle: RouteRow | None = None
+
+
+def _look(read: Reads, endpoint_id: str, generations: list[int]) -> _Known | None:
+    endpoint = read.endpoint(endpoint_id)
+    deployment = read.deployment_of(endpoint_id)
+    revision = read.revision(deployment.revision_id) if deployment else None
+    if endpoint is None or deployment is None or revision is None:
+        return None
+    return _Known(generations, endpoint, deployment, revision)
+
+
 class TablesPublisher:
     """Builds the tables and pushes them, at most every `INTERVAL_S_MIN` seconds; the first change goes almost at once.
 
@@ -114,6 +135,8 @@ class TablesPublisher:
         self._started = 0
         self._finished = 0
         self._built = asyncio.Condition()
+        self._known: dict[str, _Known] = {}
+        """By endpoint, as of the last build: most of them have not changed since."""
         self.current: Tables | None = None
         """What was pushed last."""
 
@@ -121,6 +144,11 @@ class TablesPublisher:
     def version(self) -> int:
         """Of what was pushed last."""
         return self._version
+
+    def owner_of(self, instance_id: str) -> str | None:
+        """The endpoint of an instance that gateways know."""
+        row = self.current.workers.get(instance_id) if self.current is not None else None
+        return row.endpoint_id if row is not None else None
 
     def changed(self) -> None:
         """Something in the tables may have changed."""
@@ -145,14 +173,22 @@ class TablesPublisher:
             if instance.node_id is not None:
                 token = self._secrets.join_token(instance.instance_id, instance.epoch)
                 workers[instance.instance_id] = worker_row(instance, token)
-        deployments = {deployment.endpoint_id: deployment for deployment in read.deployments()}
         routes: dict[str, RouteRow] = {}
-        for endpoint in read.endpoints():
-            deployment = deployments.get(endpoint.endpoint_id)
-            revision = read.revision(deployment.revision_id) if deployment else None
-            if deployment is not None and revision is not None:
-                instances = by_endpoint.get(endpoint.endpoint_id, [])
-                routes[endpoint.endpoint_id] = route_row(endpoint, deployment, revision, instances, self._live)
+        before, self._known = self._known, {}
+        for endpoint_id, *generations in read.endpoint_generations():
+            known = before.get(endpoint_id)
+            if known is None or known.generations != generations:
+                known = _look(read, endpoint_id, generations)
+            if known is None:
+                continue
+            self._known[endpoint_id] = known
+            instances = by_endpoint.get(endpoint_id, [])
+            if known.idle is None or instances:
+                row = route_row(known.endpoint, known.deployment, known.revision, instances, self._live)
+                known.idle = None if instances else row
+            else:
+                row = known.idle
+            routes[endpoint_id] = row
         return Tables(self._version + 1, self._secrets.pepper, key_rows(read, self._clock()), routes, workers)
 
     async def run(self) -> None:

@@ -1,7 +1,7 @@
-"""What can happen to a market, and its one canonical text. Replaying a log of events gives the same state, byte by byte.
+"""What can happen to a market, and its one canonical text. Replaying a log gives the same state, byte by byte.
 
-Times are blocks, money is micro-dollars. Every event carries all that decides its effect, such as the spending power that
-the ledger saw, so a log needs nothing beside it.
+Times are blocks, money is micro-dollars. Every event carries all that decides its effect, such as the spending power
+that the ledger saw, so a log needs nothing beside it.
 """
 
 from __future__ import annotations

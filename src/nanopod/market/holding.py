@@ -8,29 +8,35 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanopod.market.shape import FOREVER, Shape, excess, meet, minus, plus
+from nanopod.market.shape import FOREVER, Shape, excess, meet, minus, plus, within
 from nanopod.market.steps import Steps
 
 
 class Holding:
-    """Sums per block: `owned`, the `manual` part of it, open `asks` by hand and by automation, and what is `free`."""
+    """Sums per block: `manual` and `auto` time owned, open `asks` by hand and by automation, and what is `free`."""
 
-    __slots__ = ("asks_auto", "asks_manual", "free", "manual", "owned")
+    __slots__ = ("asks_auto", "asks_manual", "auto", "free", "manual")
 
     def __init__(self) -> None:
-        self.owned = Steps()
         self.manual = Steps()
+        self.auto = Steps()
         self.asks_manual = Steps()
         self.asks_auto = Steps()
         self.free = Steps()
-        """owned - asks_manual - asks_auto; never negative."""
+        """manual + auto - asks_manual - asks_auto; never negative."""
+
+    def owned(self, start: int = 0, end: int = FOREVER) -> Shape:
+        """Everything that the capacity holds."""
+        return plus(self.manual.shape(start, end), self.auto.shape(start, end))
+
+    def asks(self, start: int = 0, end: int = FOREVER) -> Shape:
+        """Everything on sale."""
+        return plus(self.asks_manual.shape(start, end), self.asks_auto.shape(start, end))
 
     def gain(self, shape: Shape, *, auto: bool) -> None:
         """A fill of a buy, a transfer in, a grant."""
-        self.owned.add(shape)
+        (self.auto if auto else self.manual).add(shape)
         self.free.add(shape)
-        if not auto:
-            self.manual.add(shape)
 
     def reserve(self, shape: Shape, *, auto: bool) -> None:
         """A sell was placed."""
@@ -43,41 +49,41 @@ class Holding:
         (self.asks_auto if auto else self.asks_manual).add(shape, -1)
 
     def deliver(self, shape: Shape, *, auto: bool) -> None:
-        """A sell filled: an automation's takes auto time first, anyone else's manual time first."""
-        self.lose(shape, auto=auto)
+        """A sell filled. Its time had left `free` when it was placed."""
         (self.asks_auto if auto else self.asks_manual).add(shape, -1)
-        # `lose` took it from free as well; it had left there when the sell was placed.
-        self.free.add(shape)
+        self._spend(shape, auto=auto)
 
-    def lose(self, shape: Shape, *, auto: bool) -> None:
-        """A transfer out, a burn, or the owned half of `deliver`."""
-        start, end = shape[0][0], shape[-1][1]
-        manual = self.manual.shape(start, end)
-        if auto:
-            spent = excess(shape, minus(self.owned.shape(start, end), manual))
-        else:
-            spent = meet(shape, manual)
-        self.owned.add(shape, -1)
+    def lose(self, shape: Shape) -> None:
+        """A transfer out or a burn: manual time first."""
         self.free.add(shape, -1)
-        self.manual.add(spent, -1)
+        self._spend(shape, auto=False)
+
+    def _spend(self, shape: Shape, *, auto: bool) -> None:
+        """Automation spends auto time first, everyone else manual time first."""
+        first, second = (self.auto, self.manual) if auto else (self.manual, self.auto)
+        have = first.shape(shape[0][0], shape[-1][1])
+        if within(shape, have):
+            first.add(shape, -1)
+            return
+        spent = meet(shape, have)
+        first.add(spent, -1)
+        second.add(minus(shape, spent), -1)
 
     def auto_free(self, start: int, end: int) -> Steps:
         """`auto - max(0, open manual sells - manual) - open automation sells`; may be negative."""
-        owned, manual = self.owned.shape(start, end), self.manual.shape(start, end)
-        out = Steps(minus(owned, manual))
-        out.add(excess(self.asks_manual.shape(start, end), manual), -1)
+        out = Steps(self.auto.shape(start, end))
+        out.add(excess(self.asks_manual.shape(start, end), self.manual.shape(start, end)), -1)
         out.add(self.asks_auto.shape(start, end), -1)
         return out
 
     def forget(self, before: int) -> None:
-        """The clock has reached `before`."""
-        for steps in (self.owned, self.manual, self.asks_manual, self.asks_auto, self.free):
+        """The clock has reached `before`. What is owned in the block that runs now is kept."""
+        for steps in (self.asks_manual, self.asks_auto, self.free):
             steps.forget(before)
-
-    def asks(self, start: int = 0, end: int = FOREVER) -> Shape:
-        """Everything on sale."""
-        return plus(self.asks_manual.shape(start, end), self.asks_auto.shape(start, end))
+        for steps in (self.manual, self.auto):
+            steps.forget(before - 1)
 
     def canonical(self) -> list[Any]:
         """Plain values in a fixed order."""
-        return [[list(run) for run in steps.shape()] for steps in (self.owned, self.manual, self.asks_manual, self.asks_auto)]
+        kept = (self.manual, self.auto, self.asks_manual, self.asks_auto)
+        return [[list(run) for run in steps.shape()] for steps in kept]

@@ -1,11 +1,11 @@
-"""Who trades with whom: the greedy walk by price and time, the search for all-or-none orders, group purchase (R8-R14, R17).
+"""Who trades with whom: the greedy walk by price and time, the search, group purchase (R8-R14, R17).
 
 Everything here reads a book side and returns a plan; nothing is changed. That makes a preview the same code as a trade.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Final
@@ -13,7 +13,7 @@ from typing import Final
 import numpy as np
 
 from nanopod.market.resting import Resting
-from nanopod.market.shape import EMPTY, Shape, meet, minus, total, volume, within
+from nanopod.market.shape import Shape, meet, minus, plus, total, volume, within
 from nanopod.market.side import ANY, BookSide
 
 WHOLE_MAX: Final = 12
@@ -57,10 +57,18 @@ class Plan:
         return self.group.amount if self.group else sum(take.amount for take in self.takes)
 
 
-def greedy(want: Shape, makers: Iterable[Resting], account_id: str) -> tuple[list[tuple[Resting, Shape]], Shape]:
-    """R10, R11: take from makers in order until nothing is wanted. Own orders are skipped; whole ones fit or are skipped."""
+def greedy(
+    want: Shape, makers: BookSide, limit: int, account_id: str, *, partial_only: bool = False
+) -> tuple[list[tuple[Resting, Shape]], Shape]:
+    """R10, R11: take from makers in order until nothing is wanted; returns what was taken and what is still wanted.
+
+    Own orders are skipped; an all-or-none maker is used if it fits whole, else skipped.
+    """
     taken: list[tuple[Resting, Shape]] = []
-    for maker in makers:
+    if not want:
+        return taken, want
+    window = [want[0][0], want[-1][1]]
+    for _, end, start, nodes, maker in makers.entries(window, limit, partial_only=partial_only):
         if maker.account_id == account_id:
             continue
         if maker.whole:
@@ -68,13 +76,17 @@ def greedy(want: Shape, makers: Iterable[Resting], account_id: str) -> tuple[lis
                 continue
             take = maker.left
         else:
-            take = meet(want, maker.left)
+            take = meet(want, ((start, end, nodes),))
             if not take:
                 continue
-        taken.append((maker, take))
+        if taken and taken[-1][0] is maker:
+            taken[-1] = (maker, plus(taken[-1][1], take))
+        else:
+            taken.append((maker, take))
         want = minus(want, take)
         if not want:
             break
+        window[0], window[1] = want[0][0], want[-1][1]
     return taken, want
 
 
@@ -86,13 +98,13 @@ def propose(taker: Resting, makers: BookSide, *, key_max: int | None = None) -> 
     if not reach or (taker.whole and reach != shape):
         return Plan((), shape)
     if taker.whole:
-        taken, open_ = greedy(shape, makers.walk(taker.start, taker.end, limit), taker.account_id)
+        taken, open_ = greedy(shape, makers, limit, taker.account_id)
         if open_:
             taken = search(taker, makers, limit) or []
     else:
         # Where coverage falls short of the shape, each maker fits under it, so walking for `reach` alone takes the same
         # nodes as walking for the whole shape and stops once everything that can be had is had.
-        taken, _ = greedy(reach, makers.walk(reach[0][0], reach[-1][1], limit), taker.account_id)
+        taken, _ = greedy(reach, makers, limit, taker.account_id)
     takes = tuple(Take(maker, take, maker.rate * volume(take)) for maker, take in taken)
     return Plan(takes, minus(shape, total(take.shape for take in takes)) if takes else shape)
 
@@ -100,7 +112,8 @@ def propose(taker: Resting, makers: BookSide, *, key_max: int | None = None) -> 
 def search(taker: Resting, makers: BookSide, limit: int) -> list[tuple[Resting, Shape]] | None:
     """R12: whole all-or-none makers completed by partial ones; the cheapest cover found, or None. Bounded.
 
-    What partial makers can give at all is summed once per block, so a combination that cannot work costs one comparison.
+    What partial makers can give at all is summed once per block, so a combination that cannot work costs one
+    comparison.
     """
     shape, account = taker.left, taker.account_id
     inside = (
@@ -111,11 +124,11 @@ def search(taker: Resting, makers: BookSide, limit: int) -> list[tuple[Resting, 
     wholes = list(islice(inside, WHOLE_MAX))
     if not wholes:
         return None  # the greedy walk has tried everything that is left
-    partial = [m for m in makers.walk_partial(taker.start, taker.end, limit) if m.account_id != account]
     start, size = taker.start, taker.end - taker.start
     supply = np.zeros(size, np.int64)
-    for maker in partial:
-        _lay(supply, maker.left, start)
+    for _, end, begin, nodes, maker in makers.entries([taker.start, taker.end], limit, partial_only=True):
+        if maker.account_id != account:
+            _lay(supply, ((begin, end, nodes),), start)
     demand = np.zeros(size, np.int64)
     _lay(demand, shape, start)
     laid = []
@@ -130,7 +143,7 @@ def search(taker: Resting, makers: BookSide, limit: int) -> list[tuple[Resting, 
             continue
         used = [(wholes[k], wholes[k].left) for k in chosen]
         rest = minus(shape, total(take for _, take in used)) if used else shape
-        filled, open_ = greedy(rest, partial, account) if rest else ([], EMPTY)
+        filled, open_ = greedy(rest, makers, limit, account, partial_only=True)
         assert not open_, "the summed supply covers the rest, and partial makers give any part of it"
         cover = used + filled
         cost = sum(maker.key * volume(take) for maker, take in cover)
@@ -159,7 +172,7 @@ def group(taker: Resting, asks: BookSide, bids: BookSide) -> Group | None:
         rest = minus(ask.left, taker.left)
         if bids.ladder.reach(0, rest) != rest:
             continue
-        taken, open_ = greedy(rest, bids.walk(rest[0][0], rest[-1][1], 0), ask.account_id)
+        taken, open_ = greedy(rest, bids, 0, ask.account_id)
         if open_:
             continue
         paid = tuple(Take(maker, take, maker.rate * volume(take)) for maker, take in taken)

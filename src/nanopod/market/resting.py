@@ -12,12 +12,13 @@ class Resting:
     """An order that stands, or one that is being matched.
 
     `left` is its open shape with extent `[start, end)`; `key` grows from the best price to the worst (rate for sells,
-    minus rate for buys); `whole` means all-or-none; `place` is where the grid keeps it.
+    minus rate for buys); `whole` means all-or-none; `laid` are the runs under which the grid keeps it, which may begin
+    in the past.
     """
 
     __slots__ = (
-        "account_id", "capacity_id", "end", "filled", "key", "left", "order_id", "owner",
-        "place", "rate", "seq", "side", "start", "whole",
+        "account_id", "capacity_id", "end", "filled", "key", "laid", "left", "order_id", "owner",
+        "rate", "seq", "side", "start", "whole",
     )  # fmt: skip
 
     def __init__(
@@ -50,7 +51,7 @@ class Resting:
         """The procurement that placed it, or ""."""
         self.filled = filled
         """Node-blocks filled so far."""
-        self.place = (0, 0)
+        self.laid: Shape = ()
 
     @property
     def key_max(self) -> int:

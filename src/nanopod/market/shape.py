@@ -1,12 +1,13 @@
 """Shapes: immutable step functions of time over whole blocks, as tuples of `(start, end, nodes)` runs.
 
-A shape is in normal form: runs in order, disjoint, `nodes > 0`, equal neighbours merged; so equal shapes are equal tuples.
-Block `b` is the time `[b * block_s, (b + 1) * block_s)`. Plain tuples are used because the matcher makes many of them;
-nearly all have one run, and those take the short way through every function here.
+A shape is in normal form: runs in order, disjoint, `nodes > 0`, equal neighbours merged; so equal shapes are equal
+tuples. Block `b` is the time `[b * block_s, (b + 1) * block_s)`. Plain tuples are used because the matcher makes many
+of them; nearly all have one run, and those take the short way through every function here.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from itertools import pairwise
 from typing import Final, TypeAlias
@@ -62,14 +63,49 @@ def meet(a: Shape, b: Shape) -> Shape:
 
 
 def minus(a: Shape, b: Shape) -> Shape:
-    """The block-wise difference; asserts that `b` lies within `a`."""
+    """The block-wise difference; asserts that `b` lies within `a`. Runs of `a` far from `b` are not looked at."""
     if a == b:
         return EMPTY
+    if not b:
+        return a
+    if len(a) == 1 and len(b) == 1:
+        (start, end, nodes), (t, f, k) = a[0], b[0]
+        assert start <= t and f <= end and k <= nodes, "a shape cannot hold fewer than zero nodes"
+        rest = ((start, t, nodes),) if start < t else EMPTY
+        if k < nodes:
+            rest += ((t, f, nodes - k),)
+        return (*rest, (f, end, nodes)) if f < end else rest
+    low, high = _around(a, b[0][0], b[-1][1])
     out = []
-    for s, e, n, m in segments(a, b):
+    for s, e, n, m in segments(a[low:high], b):
         assert n >= m, "a shape cannot hold fewer than zero nodes"
         out.append((s, e, n - m))
-    return normal(out)
+    return a[:low] + normal(out) + a[high:]
+
+
+def carve(a: Shape, b: Shape) -> tuple[Shape, Shape, Shape]:
+    """`minus(a, b)`, the runs of `a` that are gone, and the runs that are new."""
+    low, high = _around(a, b[0][0], b[-1][1])
+    old, new = a[low:high], minus(a[low:high], b)
+    gone = tuple(run for run in old if run not in new)
+    return a[:low] + new + a[high:], gone, tuple(run for run in new if run not in old)
+
+
+def _around(a: Shape, start: int, end: int) -> tuple[int, int]:
+    """The slice of runs that overlap or touch `[start, end)`, which may merge with their neighbours."""
+    if len(a) < 4:
+        return 0, len(a)
+    low = bisect_left(a, start, key=_end)
+    high = bisect_right(a, end, key=_start)
+    return max(0, low), high
+
+
+def _start(run: Run) -> int:
+    return run[0]
+
+
+def _end(run: Run) -> int:
+    return run[1]
 
 
 def excess(a: Shape, b: Shape) -> Shape:
@@ -131,13 +167,14 @@ def segments(a: Shape, b: Shape) -> list[tuple[int, int, int, int]]:
 
 
 def from_schedule(schedule: Schedule, block_s: int = BLOCK_S, field: str = "allocation_schedule_delta") -> Shape:
-    """A schedule in seconds as a shape in blocks. Raises `Invalid` naming `field` when an edge is off the block grid."""
+    """A schedule in seconds as a shape in blocks. Raises `Invalid` naming `field` when an edge is off the grid."""
     runs: list[Run] = []
     for entry in schedule.entries:
         window = entry.window
         if not window.aligned(block_s):
             raise Invalid(
-                f"{field}: {window.start_at}..{window.end_at} is not aligned; use multiples of {block_s} seconds", field=field
+                f"{field}: {window.start_at}..{window.end_at} is not aligned; use multiples of {block_s} seconds",
+                field=field,
             )
         end = FOREVER if window.end_at is None else window.end_at // block_s
         runs.append((window.start_at // block_s, end, entry.node_count))
@@ -146,6 +183,4 @@ def from_schedule(schedule: Schedule, block_s: int = BLOCK_S, field: str = "allo
 
 def to_schedule(shape: Shape, block_s: int = BLOCK_S) -> Schedule:
     """A shape as the schedule that users see."""
-    return Schedule(
-        tuple(Entry(Window(s * block_s, None if e >= FOREVER else e * block_s), n) for s, e, n in shape)
-    )
+    return Schedule(tuple(Entry(Window(s * block_s, None if e >= FOREVER else e * block_s), n) for s, e, n in shape))

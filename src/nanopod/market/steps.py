@@ -1,7 +1,7 @@
 """A mutable step function over blocks, for sums that change with every order: what a capacity owns, sells, lacks.
 
-Two parallel sorted lists: value `_n[i]` holds on `[_at[i], _at[i + 1])`. A change costs a bisection and the steps inside
-its own window, however long the rest of the function is. Values may be negative (a difference of two sums).
+Two parallel sorted lists: value `_n[i]` holds on `[_at[i], _at[i + 1])`. A change costs a bisection and the steps
+inside its own window, however long the rest of the function is. Values may be negative (a difference of two sums).
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class Steps:
             return
         first, last = self._edge(start), self._edge(end)
         values = self._n
-        for k in range(first, last):
-            values[k] += delta
+        values[first:last] = [value + delta for value in values[first:last]]
         # Only the two edges can have become equal to their neighbour: inside, all moved alike.
         for k in (last, first):
             if values[k] == values[k - 1]:

@@ -1,4 +1,4 @@
-"""What an order must satisfy before it is matched, and what it costs: windows, rates, holds and fees (R1, R2, R4, R15)."""
+"""What an order must satisfy before it is matched, and what it costs (R1, R2, R4, R15)."""
 
 from __future__ import annotations
 
@@ -41,24 +41,25 @@ def blocks_of(minutes: int, block_s: int = BLOCK_S) -> int:
     return minutes * 60 // block_s
 
 
-def admit_window(
-    start_at: int, end_at: int, node_count: int, *, now: float, block_s: int = BLOCK_S
-) -> Shape:
+def admit_window(start_at: int, end_at: int, node_count: int, *, now: float, block_s: int = BLOCK_S) -> Shape:
     """R1: the rectangle that an order for this window asks for, clipped to the next block.
 
-    Raises `Invalid` for a misaligned or empty window, a start more than one block in the past, too many nodes, too long.
+    Raises `Invalid` for a misaligned or empty window, a start more than one block in the past, too many nodes, too
+    long.
     """
     for field, value in (("start_at", start_at), ("end_at", end_at)):
         if value % block_s:
             below = value - value % block_s
             raise Invalid(
-                f"{field}: {value} is not on a block boundary; use {below} or {below + block_s} (blocks of {block_s} s)",
+                f"{field}: {value} is not a multiple of {block_s} s; use {below} or {below + block_s}",
                 field=field,
             )
     if end_at <= start_at:
         raise Invalid(f"end_at: {end_at} must be after start_at {start_at}", field="end_at")
     if end_at - start_at > DURATION_S_MAX:
-        raise Invalid(f"end_at: {end_at - start_at} s is longer than the longest order, {DURATION_S_MAX} s", field="end_at")
+        raise Invalid(
+            f"end_at: {end_at - start_at} s is longer than the longest order, {DURATION_S_MAX} s", field="end_at"
+        )
     if not 1 <= node_count <= NODES_MAX:
         raise Invalid(f"node_count: {node_count} must be from 1 to {NODES_MAX}", field="node_count")
     first = next_block(now, block_s)
@@ -67,7 +68,10 @@ def admit_window(
     if start_at < now - block_s:
         raise Invalid(f"start_at: {start_at} is past; the next block starts at {first * block_s}", field="start_at")
     if end <= first:
-        raise Invalid(f"end_at: {end_at} leaves no whole block after now; the next one starts at {first * block_s}", field="end_at")
+        raise Invalid(
+            f"end_at: {end_at} leaves no whole block after now; the next one starts at {first * block_s}",
+            field="end_at",
+        )
     return rect(max(start, first), end, node_count)
 
 

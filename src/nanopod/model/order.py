@@ -51,8 +51,8 @@ class Order:
 class Contract:
     """One fill: what changed hands between a resting order and an incoming one, at the resting one's rate.
 
-    `amount` is exact; it equals `rate` times the node-blocks except for the taker of a group purchase, who pays the rest
-    of a whole block of time. `number` counts the contracts of one SKU.
+    `amount` is exact; it equals `rate` times the node-blocks except for the taker of a group purchase, who pays the
+    rest of a whole block of time. `number` counts the contracts of one SKU.
     """
 
     contract_id: str

@@ -9,9 +9,7 @@ from typing import Literal
 from nanopod.model.money import Rate
 
 State = Literal["info", "warning", "error"]
-StatusCode = Literal[
-    "running", "insufficient_balance", "price_above_limit", "no_supply", "kept_manual", "disabled"
-]
+StatusCode = Literal["running", "insufficient_balance", "price_above_limit", "no_supply", "kept_manual", "disabled"]
 WINDOW_MINUTES_MAX = 129_600
 """90 days."""
 
@@ -51,10 +49,10 @@ class Procurement:
 class OfferPolicy:
     """How a provider sells the free time of its nodes of one SKU.
 
-    `floor` holds all day; `floor_by_hour` overrides it for hours 0..23 of the UTC day. `quiet_hours` are `[from, to)` in
-    hours of the UTC day (22, 6 spans midnight): no time is offered then. `lead_s` is how long a node needs from wish to
-    ready. An elastic fleet (`elastic`) offers up to `max_nodes` that it rents only after the fill, and no further ahead
-    than `ahead_minutes_max`.
+    `floor` holds all day; `floor_by_hour` overrides it for hours 0..23 of the UTC day. `quiet_hours` are `[from, to)`
+    in hours of the UTC day (22, 6 spans midnight): no time is offered then. `lead_s` is how long a node needs from
+    wish to ready. An elastic fleet (`elastic`) offers up to `max_nodes` that it rents only after the fill, and no
+    further ahead than `ahead_minutes_max`.
     """
 
     provider_id: str

@@ -39,6 +39,9 @@ KEEP_MAX: Final = 50
 """Logs of ended instances: the newest ones, for a day."""
 SWEEP_S: Final = 60.0
 INTRODUCE_S_MAX: Final = 1.0
+ASK_TRIES: Final = 4
+BUILDS_MAX: Final = 2
+"""Instances that install packages or run commands before they start, at once."""
 _log: Final = logging.getLogger("nanopod.node.fleet")
 
 
@@ -81,6 +84,7 @@ class Fleet:
         self._on_change = on_change
         self._gateways: tuple[str, ...] = (f"unix:{layout.gateway_socket}",)
         self._room = asyncio.Semaphore(max(STARTS_MIN, cpus))
+        self._builds = asyncio.Semaphore(BUILDS_MAX)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
         self._sweep_at = 0.0
@@ -105,7 +109,7 @@ class Fleet:
         if not (directory / files.LOCK).exists():
             return  # it was never started: it waits until the server wants it (again)
         running = await self._introduced(directory, epoch)
-        if running is not None and launch.is_alive(running) and await launch.ask(directory, "ping") is not None:
+        if running is not None and await self._answers(directory, running):
             held.running, held.begun = running, True
             held.settled.set()
             _log.info("instance=%s epoch=%d adopted pid=%d", start.instance.instance_id, epoch, running.pid)
@@ -114,6 +118,16 @@ class Fleet:
         held.running = running
         await asyncio.to_thread(launch.kill, start.instance.instance_id, running)
         self._event(held, launch.exited(directory, epoch))
+
+    async def _answers(self, directory: Path, running: records.Running) -> bool:
+        """True when this very shim lives and talks; a busy machine gives it several chances."""
+        for _ in range(ASK_TRIES):
+            if not launch.is_alive(running):
+                return False
+            if await launch.ask(directory, "ping") is not None:
+                return True
+            await asyncio.sleep(0.05)
+        return False
 
     async def _introduced(self, directory: Path, epoch: int) -> records.Running | None:
         """instance.json of this epoch; a shim that was just started has a moment to write it."""
@@ -250,7 +264,10 @@ class Fleet:
 
     async def _begin(self, held: Held) -> None:
         """Take one of the places for starting, and keep it until the worker runs."""
-        async with self._room:
+        image = held.spec.app.image
+        slow = not self._local and bool(image.pip_install or image.apt_get or image.runs)
+        # Those that install first have places of their own, so that nobody waits behind them who does not.
+        async with self._builds if slow else self._room:
             if held.life.state == "queued":
                 self._event(held, Admitted())
                 await held.settled.wait()

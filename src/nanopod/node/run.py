@@ -24,6 +24,8 @@ from nanopod.node import files, procs
 REPARENT_S_MAX: Final = 2.0
 KILL_AFTER_S: Final = 2.0
 """The worker has its grace and so much more, then it is killed."""
+FENCED_GRACE_S: Final = 3.0
+"""A fenced worker ends faster: another one may be running in its place."""
 POLL_S_MAX: Final = 1.0
 LOG_BYTES_MAX: Final = 64 << 20
 LOG_BYTES_KEPT: Final = 8 << 20
@@ -79,12 +81,12 @@ class Shim:
         finally:
             os._exit(127)
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, grace_s: float | None = None) -> None:
         """Ask the worker to drain and end; it is killed after its grace."""
         if self.asked or self.status is not None:
             return
         self.asked, self.reason = True, reason
-        self.kill_at = time.monotonic() + self.grace_s + KILL_AFTER_S
+        self.kill_at = time.monotonic() + (self.grace_s if grace_s is None else grace_s) + KILL_AFTER_S
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.worker, signal.SIGTERM)
 
@@ -105,7 +107,8 @@ class Shim:
         if self.linked:
             self.touched = now
         if now - self.touched > self.lease_s:
-            self.stop(f"neither agent nor gateway was in touch for {self.lease_s:.0f} s: fenced")
+            reason = f"neither agent nor gateway was in touch for {self.lease_s:.0f} s: fenced"
+            self.stop(reason, min(self.grace_s, FENCED_GRACE_S))
         if self.kill_at is not None and now >= self.kill_at:
             self.kill_at = now + KILL_AFTER_S
             with contextlib.suppress(ProcessLookupError):

@@ -27,6 +27,8 @@ EXIT_FAILED: Final = 1
 EXIT_S_MAX: Final = 10.0
 DELIVER_S_MAX: Final = 5.0
 """How long a drained worker keeps answers that no gateway has taken yet."""
+LEFT_S_MAX: Final = 1.0
+"""How long tasks that user code left behind may take to end."""
 SWITCH_S: Final = 0.001
 """The link's thread gets its turn this soon when user code computes."""
 
@@ -90,6 +92,7 @@ async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending
     executor = serving.executor
     app = serving.app
     executor.attach(loop, app)
+    link.handoff.batch_done = executor.batch_done
     link.handoff.attach(loop)
     serving.on_end = lambda: ending.ask(serving.fenced)
     contexts = Contexts(app)
@@ -114,7 +117,8 @@ async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending
         limit_s = exit_limit_s(instance.grace_s)
         executor.draining = serving.is_draining = True
         serving.tell()
-        lost = await executor.drain(0.0 if error is not None else instance.grace_s - limit_s)
+        at_once = error is not None or serving.fenced
+        lost = await executor.drain(0.0 if at_once else instance.grace_s - limit_s)
         if lost:
             _log.warning("%d calls were still running at the end of the grace period", lost)
         await until(lambda: bool(serving.fenced) or not executor.table.undelivered(), min(DELIVER_S_MAX, limit_s))
@@ -164,7 +168,7 @@ async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) ->
     finally:
         serving.is_draining = True
         serving.tell()
-        await serving.drain(0.0 if ending.failure else instance.grace_s - limit_s)
+        await serving.drain(0.0 if ending.failure or serving.fenced else instance.grace_s - limit_s)
         await engine.stop(limit_s)
     if ending.failure is not None:
         raise StartFailed(ending.failure)
@@ -186,6 +190,20 @@ def _loop_factory() -> asyncio.AbstractEventLoop:
         return asyncio.new_event_loop()
     loop: asyncio.AbstractEventLoop = uvloop.new_event_loop()
     return loop
+
+
+def _run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """Run `main`, then cancel what the user's code left running; threads that still work are not waited for."""
+    loop = _loop_factory()
+    asyncio.set_event_loop(loop)
+    try:
+        loop.run_until_complete(main)
+    finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left, timeout=LEFT_S_MAX))
 
 
 def _logging() -> None:
@@ -229,8 +247,7 @@ def run(start: Start) -> int:
     try:
         link, serving = _prepare(start, status_fd)
         serving.tell()
-        with asyncio.Runner(loop_factory=_loop_factory) as runner:
-            runner.run(_main(start, link, serving))
+        _run_loop(_main(start, link, serving))
     except StartFailed as failed:
         return _give_up(failed.failure)
     except BaseException as error:  # sys.exit() in a context, or a mistake of ours

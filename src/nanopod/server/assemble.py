@@ -10,7 +10,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -147,7 +147,7 @@ class Server:
         await self._wake_all(store, now)
         blobs = BlobStore(self.layout.blobs, self.layout.blob)
         context = Context(store, blobs, live, tables, keeper, clock, new_id, secrets.token_bytes, cluster_id, now)
-        with _tasks(
+        async with _tasks(
             {"driver": driver.run(), "tables": tables.run(), "wanted": wanted.run(), "pulse": pulse.run()}, self.stop
         ):
             control = await messages.serve(self.layout.control_socket, gateways.handle)
@@ -224,8 +224,10 @@ class Server:
             self._http.should_exit = True
 
 
-@contextlib.contextmanager
-def _tasks(coroutines: dict[str, Coroutine[Any, Any, None]], on_failure: Any) -> Iterator[None]:
+@contextlib.asynccontextmanager
+async def _tasks(
+    coroutines: dict[str, Coroutine[Any, Any, None]], on_failure: Callable[[], None]
+) -> AsyncIterator[None]:
     """Run coroutines beside the body. One that fails ends the process: its supervisor starts a fresh one."""
     tasks = {name: asyncio.create_task(coroutine, name=name) for name, coroutine in coroutines.items()}
 
@@ -241,3 +243,4 @@ def _tasks(coroutines: dict[str, Coroutine[Any, Any, None]], on_failure: Any) ->
     finally:
         for task in tasks.values():
             task.cancel()
+        await asyncio.gather(*tasks.values(), return_exceptions=True)

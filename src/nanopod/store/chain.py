@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -19,10 +20,15 @@ EVENTS_KEPT_MAX: Final = 200
 PRUNE_EACH: Final = 16
 """One line in so many looks for old ones."""
 
-_spec: Final = msgspec.json.Decoder(EndpointSpec).decode
-_scale: Final = msgspec.json.Decoder(ScaleSpec).decode
-_failure: Final = msgspec.json.Decoder(Failure).decode
-_reasons: Final = msgspec.json.Decoder(tuple[str, ...]).decode
+# The same few texts are read again and again, and what they mean never changes.
+_GENERATIONS: Final = (
+    "SELECT e.id, e.generation, d.generation FROM endpoint e JOIN deployment d ON d.endpoint_id = e.id "
+    "WHERE e.deleted_at IS NULL ORDER BY e.created_at, e.id"
+)
+_spec: Final = lru_cache(256)(msgspec.json.Decoder(EndpointSpec).decode)
+_scale: Final = lru_cache(1024)(msgspec.json.Decoder(ScaleSpec).decode)
+_failure: Final = lru_cache(256)(msgspec.json.Decoder(Failure).decode)
+_reasons: Final = lru_cache(1024)(msgspec.json.Decoder(tuple[str, ...]).decode)
 
 
 def _endpoint(row: Row[Any]) -> Endpoint:
@@ -138,6 +144,13 @@ class ChainRows(Base):
         if not deleted:
             statement = statement.where(endpoint.c.deleted_at.is_(None))
         return [_endpoint(row) for row in self._rows(statement)]
+
+    def endpoint_generations(self) -> list[tuple[str, int, int]]:
+        """(id, its generation, its deployment's generation) of every living endpoint: what changed since a last look.
+
+        Raw, because it is asked after every change.
+        """
+        return [tuple(row) for row in self.connection.exec_driver_sql(_GENERATIONS)]
 
     def add_endpoint(
         self, endpoint_id: str, workspace_id: str, spec: EndpointSpec, revision_id: str, now: float

@@ -12,11 +12,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
+from sqlalchemy import delete, select
 from sqlalchemy.exc import OperationalError
 
+from nanopod.ledger import chart
 from nanopod.ledger.books import fresh, problems
+from nanopod.ledger.invoices import Invoice, concerning, final_postings, finalize, void, void_postings
+from nanopod.ledger.render import invoice_from_json, invoice_json
 from nanopod.ledger.rules import Batch
-from nanopod.ledger.transfers import Account, Entry, Kind, Result, Settlement, Transfer
+from nanopod.ledger.statements import month_bounds
+from nanopod.ledger.transfers import Account, Entry, Kind, Outcome, Result, Settlement, Transfer, verdict
+from nanopod.model.errors import Conflict, NotFound
+from nanopod.store import ledger_schema as tables
 from nanopod.store.base import Base
 
 HISTORY_MAX: Final = 1_000
@@ -98,6 +105,107 @@ class LedgerRows(Base):
         with _statements(self) as raw:
             rows = raw.execute(statement, (account_id, after_seq, start_us, end_us)).fetchall()
         return [(_entry(row), cast("Settlement | None", row[14])) for row in rows]
+
+    def month_entries(self, workspace_id: str, month: str, grants: Sequence[str] = ()) -> list[Entry]:
+        """Everything a workspace's invoice for a month is made of, oldest first: see `invoices.concerning`."""
+        start_us, end_us = month_bounds(month)
+        own = [chart.prepaid(workspace_id), chart.receivable(workspace_id), *map(chart.grant, grants)]
+        found: dict[int, Entry] = {}
+        with _statements(self) as raw:
+            for account_id in own:
+                for side in ("debit", "credit"):
+                    rows = raw.execute(
+                        f"{_ENTRY} WHERE {side} = ? AND at_us >= ? AND at_us < ?", (account_id, start_us, end_us)
+                    )
+                    found.update((row[0], _entry(row)) for row in rows)
+            for ref in {entry.transfer.ref for entry in found.values()}:
+                rows = raw.execute(f"{_ENTRY} WHERE ref = ? AND at_us >= ? AND at_us < ?", (ref, start_us, end_us))
+                found.update((row[0], _entry(row)) for row in rows)
+        return concerning([found[seq] for seq in sorted(found)], workspace_id, grants)
+
+    def balance_at(self, account_id: str, at_us: int) -> int:
+        """Posted credits less posted debits of everything before `at_us`: the opening balance of a statement."""
+        statement = (
+            "SELECT COALESCE(SUM(CASE WHEN credit = ?1 THEN amount ELSE -amount END), 0) FROM ledger_entry "
+            "WHERE (debit = ?1 OR credit = ?1) AND kind <> 'pending' AND at_us < ?2"
+        )
+        with _statements(self) as raw:
+            total: int = raw.execute(statement, (account_id, at_us)).fetchone()[0]
+        return total
+
+    # --- invoices ---
+
+    def put_invoice(self, draft: Invoice, now_us: int) -> None:
+        """Keep a draft, in place of an earlier one of the same id. Raises `Conflict` when that is final."""
+        known = self.invoice(draft.id)
+        if draft.status != "draft" or (known is not None and known.status != "draft"):
+            status = draft.status if known is None else known.status
+            raise Conflict(f"invoice {draft.id} is {status}; only a draft is written anew", field="status")
+        self._keep(draft, now_us)
+
+    def finalize_invoice(self, invoice_id: str, now_us: int) -> Invoice:
+        """Give a draft the next number of its issuer and post its tax and rounding, all in this transaction.
+
+        Repeating it returns the finalized invoice. Raises `NotFound`, or `Conflict` for a voided one.
+        """
+        known = self._known(invoice_id)
+        if known.status == "finalized":
+            return known
+        with _statements(self) as raw:
+            number = raw.execute(
+                "SELECT COALESCE(MAX(number), 0) + 1 FROM invoice WHERE issuer = ?", (known.issuer,)
+            ).fetchone()[0]
+        final = finalize(known, number, now_us)
+        self._book(final_postings(final), now_us)
+        self._keep(final, now_us)
+        return final
+
+    def void_invoice(self, invoice_id: str, now_us: int) -> Invoice:
+        """Declare a finalized invoice void and take its tax and rounding back. Raises `NotFound` or `Conflict`."""
+        voided = void(self._known(invoice_id), now_us)
+        self._book(void_postings(voided), now_us)
+        self._keep(voided, now_us)
+        return voided
+
+    def invoice(self, invoice_id: str) -> Invoice | None:
+        """An invoice, or None."""
+        row = self._row(tables.invoice, id=invoice_id)
+        return None if row is None else invoice_from_json(row.document)
+
+    def invoices(self, workspace_id: str) -> list[Invoice]:
+        """All invoices of a workspace, oldest month first."""
+        t = tables.invoice
+        rows = self._rows(select(t).where(t.c.workspace_id == workspace_id).order_by(t.c.month, t.c.id))
+        return [invoice_from_json(row.document) for row in rows]
+
+    def _known(self, invoice_id: str) -> Invoice:
+        found = self.invoice(invoice_id)
+        if found is None:
+            raise NotFound(f"invoice {invoice_id} does not exist", field="invoice")
+        return found
+
+    def _keep(self, invoice: Invoice, now_us: int) -> None:
+        self.connection.execute(delete(tables.invoice).where(tables.invoice.c.id == invoice.id))
+        self._insert(
+            tables.invoice,
+            id=invoice.id,
+            workspace_id=invoice.workspace_id,
+            issuer=invoice.issuer,
+            month=invoice.month,
+            number=invoice.number,
+            status=invoice.status,
+            document=invoice_json(invoice).decode(),
+            updated_us=now_us,
+        )
+
+    def _book(self, chain: Sequence[Transfer], now_us: int) -> None:
+        """Post what must succeed: a refusal undoes the whole transaction."""
+        self.open_accounts(chart.accounts_of(chain))
+        outcome = verdict(self.post_transfers(chain, now_us))
+        if outcome not in (Outcome.CREATED, Outcome.EXISTS):
+            raise Conflict(f"the ledger refused a posting: {outcome}")
+
+    # --- trust ---
 
     def check_ledger(self) -> tuple[str, ...]:
         """What is wrong with the books, as `nanopod.ledger.books.check`; empty when nothing is. Reads every entry."""

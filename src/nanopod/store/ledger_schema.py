@@ -42,6 +42,7 @@ ledger_entry: Final = Table(
     Column("settled", String),
     Index("ledger_entry_debit", "debit", "seq"),
     Index("ledger_entry_credit", "credit", "seq"),
+    Index("ledger_entry_ref", "ref"),
     Index("ledger_entry_due", "expires_at_us", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )
 """Created transfers, never changed but for `settled`: how a pending one ended (NULL: still open)."""

@@ -711,3 +711,57 @@ def test_cancelled_error_of_their_own_is_an_error_not_a_hang(root: Path) -> None
                     await worker.run("square", 1)
 
     run(story())
+
+
+def test_threads_that_still_work_do_not_hold_up_the_end(root: Path) -> None:
+    code = (
+        "@remote()\nasync def square(x):\n"
+        "    asyncio.create_task(asyncio.sleep(60))\n"
+        "    await asyncio.to_thread(time.sleep, 60)\n"
+        "@remote('sync')\ndef asleep(): time.sleep(60)\n"
+    )
+
+    async def story() -> None:
+        async with FakeGateway(root / "gw") as gateway:
+            with Instance(root, gateway.path, APP, code, grace_s=1.0) as instance:
+                worker = await gateway.ready()
+                answers = [worker.call("square", 1)[1], worker.call("asleep")[1]]
+                for answer in answers:
+                    await answer.until(lambda a: a.started)
+                began = time.monotonic()
+                instance.terminate()
+                assert (await instance.verdict()).exit_code == 0
+                assert time.monotonic() - began < 2.9
+
+    run(story())
+
+
+def test_a_fenced_worker_does_not_finish_first(root: Path) -> None:
+    async def story() -> None:
+        async with FakeGateway(root / "gw") as gateway:
+            with Instance(root, gateway.path, APP, CODE, grace_s=30.0) as instance:
+                worker = await gateway.ready()
+                _, answer = worker.call("wait", 25)
+                await answer.until(lambda a: a.started)
+                gateway.status["inst_test"] = 410
+                worker.close()
+                verdict = await instance.verdict(5)
+                assert verdict.exit_code == records.EXIT_FENCED
+
+    run(story())
+
+
+def test_long_calls_show_their_output_while_they_run(root: Path) -> None:
+    code = "@remote('sync')\ndef square(x):\n    for step in range(3): print('step', step); time.sleep(0.2)\n"
+
+    async def story() -> None:
+        async with FakeGateway(root / "gw") as gateway:
+            with Instance(root, gateway.path, APP, code):
+                worker = await gateway.ready()
+                _, answer = worker.call("square", 1)
+                await answer.until(lambda a: any(isinstance(header, calls.Log) for header in a.headers()), 0.55)
+                assert not answer.over.is_set()
+                await worker.over(answer)
+                assert len([header for header in answer.headers() if isinstance(header, calls.Log)]) == 3
+
+    run(story())

@@ -27,6 +27,7 @@ from nanopod.model.wire import (
     Demand,
     EndpointSample,
     GatewayHello,
+    Heartbeat,
     MeterAck,
     MeterRecord,
     MeterSegment,
@@ -289,6 +290,7 @@ class FakeAgent:
         while True:
             self.link = link = await connect(self.layout.agent_socket, 30)
             try:
+                beating = asyncio.create_task(self._beat(link))
                 hello = AgentHello(self.machine_id, "boot-1", "0", [node], [sku], list(self.running.values()))
                 link.send(hello)
                 async for message in link:
@@ -300,7 +302,15 @@ class FakeAgent:
                         self._converge(message)
             except LinkClosed:
                 pass
+            finally:
+                beating.cancel()
             await asyncio.sleep(0.02)
+
+    async def _beat(self, link: MessageLink) -> None:
+        while not link.closed:
+            await asyncio.sleep(5)
+            with contextlib.suppress(LinkClosed):
+                link.send(Heartbeat())
 
     def _converge(self, message: Wanted) -> None:
         now = time.monotonic()

@@ -66,6 +66,17 @@ def test_keys_live_and_die(server: ServerProcess) -> None:
     assert server.call("DELETE", "/v1/keys/nothing").status == 404
 
 
+def test_a_key_that_may_call_sees_what_it_may_call(server: ServerProcess) -> None:
+    for name in ("open", "closed"):
+        server.call("POST", "/v1/endpoints", model(name))
+    key = server.call("POST", "/v1/keys", {"name": "caller", "scopes": ["call"], "endpoints": ["open"]})["key"]
+    assert server.call("GET", "/v1/endpoints/open", key=key).status == 200
+    assert server.call("GET", "/v1/endpoints/closed", key=key).status == 404
+    assert server.call("GET", "/v1/endpoints", key=key).status == 403
+    assert server.call("DELETE", "/v1/endpoints/open", key=key).status == 403
+    delete_all(server)
+
+
 def test_keys_expire(server: ServerProcess) -> None:
     made = server.call("POST", "/v1/keys", {"name": "brief", "expires_in_s": 0.5})
     assert server.call("GET", "/v1/status", key=made["key"]).status == 200

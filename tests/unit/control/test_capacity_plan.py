@@ -77,6 +77,7 @@ def machine(silent_s: float, state: Any = "up", linked: bool = False) -> Any:
         (9, False, "up"),
         (11, False, "unreachable"),
         (LOST_S, False, "lost"),
+        (30, True, "up"),
         (500, True, "unreachable"),
     ],
 )

@@ -158,3 +158,18 @@ def test_a_stopped_endpoint_is_left_alone_whatever_is_asked_of_it(live: Live) ->
     reconciler.applied(reconciler.plan(snapshot(revision=revision(failures=2, failure=IMPORT)), NOW))
     live.demand("e1", 5, NOW)
     assert not watch.step("e1", NOW)
+
+
+def test_activity_is_stored_now_and_then_without_a_change_of_the_count(live: Live) -> None:
+    watch = Watch(live)
+    reconciler = EndpointReconciler(live, watch)
+    made = reconciler.plan(snapshot(stored_at=NOW - 60), NOW)
+    assert made.changes
+    reconciler.applied(made)
+    for second in range(1, 10):
+        live.sample("g1", NOW + second, EndpointSample("e1", 1.0, 1, 0, 1))
+        assert not watch.step("e1", NOW + second)
+        assert watch.due(NOW + second) == []
+    live.sample("g1", NOW + 11, EndpointSample("e1", 1.0, 1, 0, 1))
+    assert not watch.step("e1", NOW + 11)
+    assert watch.due(NOW + 11) == ["e1"]

@@ -105,5 +105,5 @@ def test_ids_have_a_prefix_and_21_characters() -> None:
 
 def test_error_codes_are_unique() -> None:
     tree = by_code()
-    assert len(tree) == len({cls for cls in tree.values()})
+    assert len(tree) == len(set(tree.values()))
     assert all(issubclass(cls, NanopodError) and 400 <= cls.status <= 599 for cls in tree.values())

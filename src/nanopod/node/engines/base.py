@@ -29,7 +29,7 @@ class Caps:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """Identity of one try at a generation; everything in it but `epoch`, `prompt_ids`, `choices` is the same in each."""
+    """Identity of one try at a generation; all of it but `epoch`, `prompt_ids`, `choices` is the same in each."""
 
     request_id: str
     epoch: int = 1

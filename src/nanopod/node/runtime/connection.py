@@ -68,18 +68,26 @@ class Stream:
             self.post(frames.pack(frames.DATA, self.id, part, 0, self.epoch), len(part))
 
     def reset(self, code: int, text: str = "") -> None:
-        """End the stream with an error; what still waits for credit is dropped."""
+        """End the stream with an error, at once; what still waits for credit is dropped."""
         connection = self._connection
         with connection.lock:
             self._pending.clear()
             if connection.streams.pop(self.id, None) is not self:
                 return
             connection.out.append(frames.pack_reset(self.id, code, text, self.epoch))
+        connection.flush()
         self._let_go()
 
-    def give(self, credit: int) -> None:
-        """WINDOW of the gateway: send what waited for it. Called by the link's thread."""
+    def give(self, credit: int) -> bool:
+        """WINDOW of the gateway: queue what waited for it; whether there was any. Called by the link's thread."""
         connection = self._connection
+        if not self._pending:
+            with connection.lock:
+                self.credit += credit
+                waited = bool(self._pending)
+            if not waited:
+                return False
+            credit = 0
         with connection.lock:
             self.credit += credit
             pending = self._pending
@@ -92,6 +100,7 @@ class Stream:
             if self._closing:
                 connection.streams.pop(self.id, None)
             self._let_go()
+        return True
 
     @property
     def is_waiting(self) -> bool:

@@ -51,6 +51,7 @@ class Executor:
         self._loop_thread = 0
         self._dirty = False
         self._flushing: list[Stream] = []
+        self._begun: list[Stream] = []
         self._sweeping = False
 
     def attach(self, loop: asyncio.AbstractEventLoop, app: registry.App) -> None:
@@ -83,7 +84,9 @@ class Executor:
         call.deadline = time.monotonic() + header.timeout_s
         call.context = registry.CallContext(call.id.hex(), 1, header.endpoint, header.function, header.timeout_s)
         self.active[call.id] = call
-        self.post_head(call)
+        stream = call.stream
+        if stream is not None:
+            stream.post(frames.pack(_HEAD, stream.id, b"", 0, stream.epoch))
         kind = function.spec.kind
         assert self._loop is not None, "attached before it takes calls"
         if not self._sweeping:
@@ -99,12 +102,16 @@ class Executor:
             self._threads.run(self._run_items, call)
         else:
             self._threads.run(self._run_sync, call)
-
-    def post_head(self, call: Call) -> None:
-        """Tell the gateway that the call started; leaves with the answer if that follows at once."""
-        stream = call.stream
         if stream is not None:
-            stream.post(frames.pack(_HEAD, stream.id, b"", 0, stream.epoch))
+            self._begun.append(stream)
+
+    def batch_done(self) -> None:
+        """All calls that arrived together were begun: send what they produce.
+
+        The flush comes after their tasks: each has made its first step by then, and those that ended leave as one write.
+        """
+        begun, self._begun = self._begun, []
+        for stream in begun:
             self.flush_soon(stream)
 
     def hand_back(self, call: Call, why: str) -> None:
@@ -307,7 +314,7 @@ class Executor:
             self.table.finished(call, time.monotonic())
             stream = call.stream
         # What the function held must not live as long as its result.
-        call.handle = call.context = None
+        call.handle = call.context = call.lines = None
         if stream is not None:
             self._deliver(stream, answer, end)
 

@@ -96,6 +96,8 @@ class Handoff:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._inbox: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._posted = False
+        self.batch_done: Callable[[], None] = lambda: None
+        """Called on the loop after each batch."""
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Work goes to this loop from now on, whatever waited included."""
@@ -122,6 +124,7 @@ class Handoff:
                 call(*args)
             except Exception:
                 _log.exception("a frame of the gateway could not be handled")
+        self.batch_done()
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -316,8 +319,8 @@ class Link(threading.Thread):
                 misses += 1
                 ping_at = now + self._ping_s
                 connection.post(frames.pack(frames.PING, 0, time.monotonic_ns().to_bytes(8, "big")))
+                connection.flush()
             self._send_state(connection, now)
-            connection.flush()
         return "closed"
 
     def _send_state(self, connection: Connection, now: float) -> None:
@@ -325,11 +328,14 @@ class Link(threading.Thread):
             self._state_dirty = False
             self._state_sent_at = now
             connection.post(frames.pack(frames.STATE, 0, _json(self._state)))
+            connection.flush()
 
     def _take(self, connection: Connection, arrived: list[frames.Frame]) -> None:
         """One read's worth of frames, then at most one wake-up of the event loop."""
         handler = self._handler
         streams = connection.streams
+        # Only what this thread queued is sent here: an answer that the loop is putting together leaves as a whole.
+        own = False
         for kind, stream_id, flags, epoch, payload in arrived:
             if kind == frames.OPEN:
                 stream = Stream(connection, stream_id, epoch, connection.window_bytes)
@@ -337,6 +343,7 @@ class Link(threading.Thread):
                 handler.on_open(stream, payload, end=bool(flags & frames.FLAG_END))
             elif stream_id == 0:
                 self._link_frame(connection, kind, flags, payload)
+                own = own or kind == frames.PING
             else:
                 known = streams.get(stream_id)
                 if known is None:
@@ -344,7 +351,7 @@ class Link(threading.Thread):
                 if kind == frames.DATA:
                     handler.on_data(known, payload, end=bool(flags & frames.FLAG_END))
                 elif kind == frames.WINDOW:
-                    known.give(_U32.unpack(payload)[0])
+                    own = known.give(_U32.unpack(payload)[0]) or own
                 elif kind == frames.RESET:
                     streams.pop(stream_id, None)
                     known.abandon()
@@ -353,7 +360,8 @@ class Link(threading.Thread):
                     handler.on_data(known, b"", end=True)
                 elif not flags & frames.FLAG_OPTIONAL:
                     raise frames.ProtocolError(f"frame {kind} does not belong on a stream")
-        connection.flush()
+        if own:
+            connection.flush()
         self.handoff.post()
 
     def _link_frame(self, connection: Connection, kind: int, flags: int, payload: bytes) -> None:
@@ -366,7 +374,8 @@ class Link(threading.Thread):
             connection.window_bytes = welcome.window_bytes
             self._ping_s = max(0.1, welcome.ping_s)
             self.connection = connection
-            self._state_dirty = bool(self._state)
+            if self._state:
+                self._state_dirty = True
             self.tell_shim(linked=True)
         elif kind == frames.RELEASE:
             self._handler.on_release([payload[at : at + 16] for at in range(0, len(payload) - 15, 16)])

@@ -6,6 +6,7 @@ Written by the link's thread (new calls), the event loop and pool threads (resul
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ KEPT_BYTES_MAX: Final = 64 << 20
 KEPT_CALLS_MAX: Final = 4096
 RELEASED_BYTES_MAX: Final = 4096
 """A released result this small is kept a while longer: a caller that lost its gateway may ask again."""
+FLUSH_S: Final = 0.05
 LIVE_LINES_MAX: Final = 1000
 """Printed lines of one call that are sent along as they come."""
 
@@ -31,8 +33,8 @@ class Call:
 
     __slots__ = (
         "cancel_at", "cancel_code", "context", "credit", "deadline", "done_at", "end", "final", "final_bytes",
-        "function", "handle", "header", "id", "lines", "live_lines", "made_at", "parts", "payload", "released",
-        "resumed", "size", "started", "state", "stream", "workload",
+        "flushed_at", "function", "handle", "header", "id", "lines", "live_lines", "made_at", "parts", "payload",
+        "released", "resumed", "size", "started", "state", "stream", "workload",
     )  # fmt: skip
 
     def __init__(self, header: calls.Call, stream: Stream, payload: bytes, now: float) -> None:
@@ -64,7 +66,7 @@ class Call:
         self.final_bytes = 0
         self.end = b""
         """Payload of END."""
-        self.made_at = now
+        self.made_at = self.flushed_at = now
         self.done_at = 0.0
         self.released = False
         self.lines: deque[str] | None = None
@@ -85,6 +87,11 @@ class Call:
         if wire is not None and self.live_lines < LIVE_LINES_MAX and not wire.is_waiting:
             self.live_lines += 1
             wire.data(calls.encode(calls.Log(self.id, stream, line)))
+            now = time.monotonic()
+            if now - self.flushed_at > FLUSH_S:
+                # What is printed in the first moments leaves with the answer, if that comes at once.
+                self.flushed_at = now
+                wire.connection.flush()
 
     @property
     def log_tail(self) -> str:

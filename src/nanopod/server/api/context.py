@@ -38,7 +38,7 @@ Handler = Callable[[Context, Request, Key], Awaitable[Response]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One method of one path. `scope` is what a key needs for it (`read` or `admin`)."""
+    """One method of one path. `scope` is what a key needs for it: `admin`; `read` or more; or `call`, any at all."""
 
     method: str
     path: str

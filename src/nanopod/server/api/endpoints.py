@@ -171,9 +171,13 @@ async def list_endpoints(context: Context, request: Request, key: Key) -> Respon
 
 
 async def get_endpoint(context: Context, request: Request, key: Key) -> Response:
-    """One endpoint by id, `name` or `name:tag`."""
+    """One endpoint by id, `name` or `name:tag`. A key that may only call sees what it may call."""
     reference = request.path_params["id"]
     whole = await context.store.read(lambda read: _whole(read, _find(read, key, reference)))
+    if key.endpoints is not None and not {"admin", "read"} & set(key.scopes):
+        found = whole[0]
+        if not {found.name, found.full_name} & set(key.endpoints):
+            raise NotFound(f"this key may call {', '.join(key.endpoints)} only, not {reference!r}")
     return answer(endpoint_view(*whole, context.live))
 
 
@@ -223,7 +227,7 @@ OPERATIONS: Final = (
     Operation(
         "GET", "/v1/endpoints", list_endpoints, "List endpoints", scope="read", query=("limit", "starting_after")
     ),
-    Operation("GET", "/v1/endpoints/{id}", get_endpoint, "One endpoint", scope="read"),
+    Operation("GET", "/v1/endpoints/{id}", get_endpoint, "One endpoint", scope="call"),
     Operation("DELETE", "/v1/endpoints/{id}", delete_endpoint, "Delete an endpoint"),
     Operation("POST", "/v1/endpoints/{id}/heartbeat", heartbeat, "Keep an endpoint with a ttl alive"),
     Operation("GET", "/v1/endpoints/{id}/events", list_events, "Why it is as it is", scope="read"),

@@ -226,6 +226,7 @@ def test_from_a_specification_to_a_ready_worker_and_to_sleep(server: ServerProce
                 return dict(server.call("GET", "/v1/endpoints/life").body)
 
             await until(lambda: status()["status"] == "ready", what="ready")
+            await until(lambda: spec.instance_id in gateway.tables.workers, what="the worker is in the tables")  # type: ignore[union-attr]
             row = gateway.tables.workers[spec.instance_id]  # type: ignore[union-attr]
             assert row.token_digest == hashlib.sha256(spec.join_token.encode()).hexdigest()
             assert spec.join_token not in server.log()

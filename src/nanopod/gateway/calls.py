@@ -350,8 +350,8 @@ class CallJob(Job):
     def _lost(self, reason: str) -> None:
         """The worker is gone for good, with this call: run it again where that is harmless."""
         self._gw.recall.drop(self)
-        self._gw.journal.finished(self.id)
         if self.idempotent and self.attempt < ATTEMPTS_MAX and not self._cancelled:
+            self._gw.journal.finished(self.id)
             if not self._frames and self.client is None:
                 # Known from the journal only, and harmless to run again: whoever sends it again starts it anew.
                 self._gw.calls.pop(self.id, None)
@@ -456,7 +456,6 @@ class CallJob(Job):
         self.state = DONE
         gw.wheel.clear(self)
         gw.recall.drop(self)
-        gw.journal.finished(self.id)
         self.pool.leave()
         self._frames = []
         self._items.clear()

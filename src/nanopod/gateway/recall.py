@@ -136,6 +136,9 @@ class Kept:
     def _forget(self, call_id: bytes) -> None:
         job, _, size = self._jobs.pop(call_id)
         self._bytes -= size
+        # Only now, not at its end: a gateway killed before the client had the answer must know, when the client sends
+        # the call again, that it was started.
+        self._gw.journal.finished(call_id)
         if self._gw.calls.get(call_id) is job:
             del self._gw.calls[call_id]
 

@@ -28,10 +28,12 @@ class Source(msgspec.Struct, frozen=True):
     priority: int = 1
     """1 (first) to 50, among coupons."""
     expires_at_us: int | None = None
+    share_bps: int = BPS
+    """The customer's share of a price once this source has carried its own; 10,000: not a carrier of shares."""
 
     @property
     def carries(self) -> bool:
-        """True for a source that pays a share in the customer's place, limited by the billing rate."""
+        """True for a source that pays a share of each price in the customer's place, and never more than that."""
         return self.kind == "subsidy" or self.kind == "discount"
 
     def legs(self, target: str) -> tuple[tuple[str, str], ...]:
@@ -60,9 +62,11 @@ def credit_line(workspace_id: str) -> Source:
     return Source("credit_line", chart.credit_line(workspace_id), chart.receivable(workspace_id))
 
 
-def subsidy(grant_id: str, funder: str, expires_at_us: int | None = None) -> Source:
-    """A grant by which `funder` carries a share of the price."""
-    return Source("subsidy", chart.grant(grant_id), chart.subsidy_expense(funder), 1, expires_at_us)
+def subsidy(grant_id: str, funder: str, billing_rate_bps: int, expires_at_us: int | None = None) -> Source:
+    """A grant by which `funder` carries all but `billing_rate_bps` of each price. Raises `Invalid` beyond 0..10,000."""
+    return Source(
+        "subsidy", chart.grant(grant_id), chart.subsidy_expense(funder), 1, expires_at_us, _rate(billing_rate_bps)
+    )
 
 
 def coupon(grant_id: str, priority: int = 1, expires_at_us: int | None = None) -> Source:
@@ -72,9 +76,9 @@ def coupon(grant_id: str, priority: int = 1, expires_at_us: int | None = None) -
     return Source("coupon", chart.grant(grant_id), chart.DISCOUNT_EXPENSE, priority, expires_at_us)
 
 
-def discount() -> Source:
-    """A percentage coupon: the platform carries a share, without a limit of its own."""
-    return Source("discount", "", chart.DISCOUNT_EXPENSE)
+def discount(share_bps: int) -> Source:
+    """Percentage coupons: the operator carries what is between an earlier source's share and this one."""
+    return Source("discount", "", chart.DISCOUNT_EXPENSE, share_bps=_rate(share_bps))
 
 
 def in_order(sources: Iterable[Source], now_us: int) -> tuple[Source, ...]:
@@ -97,61 +101,66 @@ def customer_share(total: int, billing_rate_bps: int) -> int:
 
     Raises `Invalid` for a rate outside 0..10,000.
     """
-    if not 0 <= billing_rate_bps <= BPS:
-        raise Invalid(f"billing_rate_bps: {billing_rate_bps} must be from 0 to {BPS}", field="billing_rate_bps")
-    return half_even(total * billing_rate_bps, BPS)
-
-
-def _own(amount: int, billing_rate_bps: int, charged_before: int) -> int:
-    return customer_share(charged_before + amount, billing_rate_bps) - customer_share(charged_before, billing_rate_bps)
+    return half_even(total * _rate(billing_rate_bps), BPS)
 
 
 def split(
-    amount: int,
-    sources: Sequence[Source],
-    available: Callable[[str], int],
-    *,
-    billing_rate_bps: int = BPS,
-    charged_before: int = 0,
+    amount: int, sources: Sequence[Source], available: Callable[[str], int], *, charged_before: int = 0
 ) -> tuple[Part, ...]:
     """Divide a charge over sources (already in order), each giving what it can.
 
-    `available` says what a guarded account has left. Of a charge at `billing_rate_bps`, subsidy and discount carry at
-    most their share, counted cumulatively over `charged_before`, so that parts of a total never drift; what a grant
-    cannot carry falls to the customer. Raises `PaymentRequired` with what is missing.
+    `available` says what a guarded account has left. Subsidy and discount carry at most their share, counted
+    cumulatively over `charged_before`, so that parts of a total never drift; what a grant cannot carry falls to the
+    customer. Raises `PaymentRequired` with what is missing.
     """
-    carried = amount - _own(amount, billing_rate_bps, charged_before)
     left, parts = amount, []
-    for source in sources:
-        limit = min(left, carried) if source.carries else left
+    for source, limit in zip(sources, _limits(sources, amount, charged_before), strict=True):
+        most = min(left, limit)
         if source.guarded:
-            limit = min(limit, available(source.guarded))
-        if limit > 0:
-            parts.append(Part(source, limit))
-            left -= limit
-            if source.carries:
-                carried -= limit
+            most = min(most, available(source.guarded))
+        if most > 0:
+            parts.append(Part(source, most))
+            left -= most
     if left > 0:
         raise PaymentRequired(f"${Money(amount)} is needed and ${Money(amount - left)} is there; top up ${Money(left)}")
     return tuple(parts)
 
 
-def take(parts: Sequence[Part], amount: int, billing_rate_bps: int = BPS, charged_before: int = 0) -> list[int]:
-    """How much of each part is used when `amount` of all of them is: in order, the carried share in proportion.
+def take(parts: Sequence[Part], amount: int, charged_before: int = 0) -> list[int]:
+    """How much of each part is used when `amount` of all of them is: in order, carried shares in proportion.
 
-    Parts that `split` made for a larger amount, at the same rate, always suffice; the rest stays unused.
+    Everything up to the sum of the parts can be taken.
     """
     left = min(amount, sum(part.amount for part in parts))
-    carried = left - _own(left, billing_rate_bps, charged_before)
+    limits = _limits([part.source for part in parts], left, charged_before)
     taken: list[int] = []
-    for part in parts:
-        some = min(left, part.amount, carried) if part.source.carries else min(left, part.amount)
-        carried -= some if part.source.carries else 0
-        left -= some
+    for part, limit in zip(parts, limits, strict=True):
+        some = min(left, part.amount, limit)
         taken.append(some)
+        left -= some
     for n, part in enumerate(parts):
-        # Only parts that were not made at this rate leave something over.
+        # Shares of two carriers are rounded apart, which may leave a micro-dollar for whoever has it.
         more = min(left, part.amount - taken[n])
         taken[n] += more
         left -= more
     return taken
+
+
+def _limits(sources: Sequence[Source], amount: int, before: int) -> list[int]:
+    """The most that each source may give of a charge: carriers their share, others everything."""
+    limits: list[int] = []
+    above = amount
+    for source in sources:
+        if source.carries:
+            share = customer_share(before + amount, source.share_bps) - customer_share(before, source.share_bps)
+            limits.append(max(0, above - share))
+            above = min(above, share)
+        else:
+            limits.append(amount)
+    return limits
+
+
+def _rate(bps: int) -> int:
+    if not 0 <= bps <= BPS:
+        raise Invalid(f"billing_rate_bps: {bps} must be from 0 to {BPS}", field="billing_rate_bps")
+    return bps

@@ -11,6 +11,7 @@ import msgspec
 from nanopod.ledger.charges import ChargeModel, Market, Standard, exact
 from nanopod.ledger.rating import Price, rounded
 from nanopod.model.errors import Invalid
+from nanopod.model.wire import MeterRecord
 
 METERS: Final[Mapping[str, str]] = {
     "gpu_active_time": "ms",
@@ -87,6 +88,19 @@ class Charged(msgspec.Struct, frozen=True):
     attributes: Mapping[str, str] = {}
     excluded: bool = False
     """True: measured and shown, not charged."""
+
+
+def usage_of(record: MeterRecord, attributes: Mapping[str, str] | None = None) -> tuple[Usage, ...]:
+    """What one metered request used. One that failed is measured and not billed; what was delivered of one is."""
+    billable = record.status < 400
+    known = attributes or {}
+    counted = (
+        ("requests", 1),
+        ("input_tokens", record.prompt_tokens),
+        ("output_tokens", record.completion_tokens),
+        ("compute_time", record.compute_us),
+    )
+    return tuple(Usage(meter, units, 1, known, billable) for meter, units in counted if units)
 
 
 def find(plan: Plan, meter: str, attributes: Mapping[str, str]) -> Charge:

@@ -12,7 +12,7 @@ from typing import Final
 import msgspec
 
 from nanopod.ledger import chart
-from nanopod.ledger.funding import BPS, Part, take
+from nanopod.ledger.funding import Part, take
 from nanopod.ledger.transfers import AMOUNT_MAX, Entry, Kind, Transfer, id_text, transfer_id
 from nanopod.model.errors import Invalid
 
@@ -21,8 +21,8 @@ Move = tuple[str, str, int]
 """(debit, credit, amount)."""
 
 CODES: Final = (
-    "top_up", "hold", "use", "release", "payment", "line", "grant", "expire", "subsidy", "supply", "payout", "refund",
-    "buy", "sell", "fee", "delivered", "correction", "tax", "rounding", "bad_debt",
+    "top_up", "hold", "use", "release", "payment", "line", "grant", "expire", "supply", "payout", "refund",
+    "buy", "sell", "fee", "delivered", "correction", "credit", "tax", "bad_debt",
 )  # fmt: skip
 """What a transfer's `code` may say."""
 
@@ -157,8 +157,7 @@ def reverse(key: str, entry: Entry) -> Chain:
 class Hold(msgspec.Struct, frozen=True):
     """Money set aside for `target`: the parts in the order in which they will be used.
 
-    `billing_rate_bps` and `charged_before` are those that the parts were split with, so that what is posted of the
-    hold is shared like the whole.
+    `charged_before` is what the parts were split with, so that what is posted of the hold is shared like the whole.
     """
 
     key: str
@@ -166,7 +165,6 @@ class Hold(msgspec.Struct, frozen=True):
     parts: tuple[Part, ...]
     ref: str = ""
     timeout_s: int = 0
-    billing_rate_bps: int = BPS
     charged_before: int = 0
 
     @property
@@ -227,7 +225,6 @@ def rest(key: str, hold: Hold, used: int, amount: int, timeout_s: int | None = N
         remains,
         hold.ref,
         hold.timeout_s if timeout_s is None else timeout_s,
-        hold.billing_rate_bps,
         hold.charged_before + used,
     )
     kept = (Part(part.source, some) for part, some in zip(remains, _taken(fresh, amount), strict=True) if some)
@@ -243,7 +240,7 @@ def renew(key: str, hold: Hold, used: int, fresh: Hold) -> Chain:
 
 
 def _taken(hold: Hold, amount: int) -> list[int]:
-    return take(hold.parts, amount, hold.billing_rate_bps, hold.charged_before)
+    return take(hold.parts, amount, hold.charged_before)
 
 
 def _legs(parts: Sequence[Part], target: str) -> list[Move]:

@@ -19,7 +19,7 @@ from nanopod.market.resting import Resting
 from nanopod.market.shape import Shape, cut, excess, minus, peak, volume
 from nanopod.market.side import BookSide
 from nanopod.market.steps import Steps
-from nanopod.market.terms import NODES_MAX, Fees
+from nanopod.market.terms import NODES_MAX, Fees, hold_of
 from nanopod.model.errors import Conflict, Denied, Invalid, NotFound, PaymentRequired
 from nanopod.model.money import Money
 from nanopod.model.order import CancelReason, Side
@@ -118,8 +118,7 @@ class Exchange:
         account = self.capacities[event.capacity_id].account_id
         lines: list[Line] = []
         if event.side == "buy":
-            hold = event.rate * volume(shape)
-            lines.append(Line(account, "hold", hold, event.order_id))
+            lines.append(Line(account, "hold", hold_of(event.rate, shape), event.order_id))
         else:
             self.holdings[event.capacity_id].reserve(shape, auto=bool(event.owner))
         taker = Resting(
@@ -177,7 +176,7 @@ class Exchange:
             return shape
         if event.rate < 1:
             raise Invalid("limit price: a buy at 0 is not possible", field="limit_price_dollars_per_node_hour")
-        hold = event.rate * volume(shape)
+        hold = hold_of(event.rate, shape)
         if event.spending is not None and hold > event.spending:
             needed, there = Money(hold), Money(event.spending)
             raise PaymentRequired(
@@ -244,7 +243,7 @@ class Exchange:
     def _let_go(self, order: Resting, shape: Shape, lines: list[Line]) -> None:
         """Release what an order reserved for `shape`: money for a buy, time for a sell."""
         if order.side == "buy":
-            lines.append(Line(order.account_id, "release", -order.rate * volume(shape), order.order_id))
+            lines.append(Line(order.account_id, "release", -hold_of(order.rate, shape), order.order_id))
         else:
             self.holdings[order.capacity_id].release(shape, auto=bool(order.owner))
 

@@ -13,7 +13,6 @@ The shims are not the agent's children: an agent that crashes is restarted and f
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -32,6 +31,7 @@ from typing import IO, Any, Final
 
 from nanopod.model.errors import Conflict, Invalid, NanopodError
 from nanopod.model.layout import Layout
+from nanopod.node.procs import adopt_orphans, children_of, die_with_parent
 
 BACKOFF_S_MIN: Final = 0.1
 BACKOFF_S_MAX: Final = 10.0
@@ -43,10 +43,6 @@ LOG_BYTES_MAX: Final = 32 << 20
 FREE_BYTES_MIN: Final = 8 << 20
 EXIT_USAGE: Final = 2
 """Exit status of a child whose settings cannot work (a port in use): restarting it would not help."""
-
-_PR_SET_PDEATHSIG: Final = 1
-_PR_SET_CHILD_SUBREAPER: Final = 36
-_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(slots=True)
@@ -138,19 +134,6 @@ def check_port(host: str, port: int) -> int:
         return int(probe.getsockname()[1])
 
 
-def children_of(pid: int) -> list[int]:
-    """Process ids of the direct children of `pid` (Linux)."""
-    found: list[int] = []
-    for entry in os.scandir("/proc"):
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError, ValueError):
-                stat = Path(entry.path, "stat").read_text()
-                # The command may hold spaces and parentheses: fields start after the last ")".
-                if int(stat.rpartition(")")[2].split()[1]) == pid:
-                    found.append(int(entry.name))
-    return found
-
-
 class Supervisor:
     """Starts, watches, restarts and ends the processes of one cloud. `run` blocks until a signal, or `stdin` EOF."""
 
@@ -182,8 +165,8 @@ class Supervisor:
                 log.replace(log.with_suffix(".log.1"))
         parent = os.getpid()
 
-        def die_with_parent() -> None:
-            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        def bind() -> None:
+            die_with_parent()
             if os.getppid() != parent:
                 os._exit(1)  # the parent died before the request took effect
 
@@ -195,7 +178,7 @@ class Supervisor:
                 stderr=output,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", **child.env},
                 start_new_session=True,  # a terminal's Ctrl-C reaches us alone; we drain in order
-                preexec_fn=die_with_parent,
+                preexec_fn=bind,
             )
         child.started_at = time.monotonic()
         child.restart_at = None
@@ -267,7 +250,7 @@ class Supervisor:
 
         Raises `NanopodError` when a child says that its settings cannot work.
         """
-        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        adopt_orphans()
         wake_read, wake_write = os.pipe()
         os.set_blocking(wake_read, False)
         os.set_blocking(wake_write, False)

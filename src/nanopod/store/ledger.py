@@ -60,7 +60,7 @@ class LedgerRows(Base):
             for account in accounts:
                 new = fresh(account, rows.account(account.id))
                 if new is not None:
-                    raw.execute("INSERT INTO ledger_account (id, guarded) VALUES (?, ?)", (new.id, new.guarded))
+                    rows.add(new)
 
     def post_transfers(self, transfers: Sequence[Transfer], now_us: int) -> tuple[Result, ...]:
         """Post a batch at `now_us`, as `nanopod.ledger.books.post` does; one result per transfer, in order."""
@@ -89,21 +89,24 @@ class LedgerRows(Base):
             return None if entry is None else (entry, rows.settlement(transfer_id))
 
     def ledger_history(
-        self, account_id: str, start_us: int = 0, end_us: int | None = None, after_seq: int = 0
+        self, account_id: str, start_us: int = 0, end_us: int | None = None, after: Entry | None = None
     ) -> list[tuple[Entry, Settlement | None]]:
         """Entries that touch an account with `start_us <= at < end_us`, oldest first, at most `HISTORY_MAX`.
 
-        Go on with `after_seq`, the last number seen.
+        With how each ended if it was pending. Go on with `after`, the last entry seen.
         """
+        columns = _ENTRY.removeprefix("SELECT ").partition(" FROM")[0] + ", settled"
         sides = " UNION ALL ".join(
-            f"SELECT * FROM (SELECT *, '{side}' FROM ledger_entry WHERE {side} = ?1 AND seq > ?2 AND at_us >= ?3 "
-            f"AND (?4 IS NULL OR at_us < ?4) ORDER BY seq LIMIT {HISTORY_MAX})"
+            f"SELECT * FROM (SELECT {columns} FROM ledger_entry WHERE {side} = ?1 AND at_us >= ?2 "
+            f"AND (at_us, seq) > (?3, ?4) AND (?5 IS NULL OR at_us < ?5) ORDER BY at_us, seq LIMIT {HISTORY_MAX})"
             for side in ("debit", "credit")
         )
-        columns = _ENTRY.removeprefix("SELECT ").partition(" FROM")[0]
-        statement = f"SELECT {columns}, settled FROM ({sides}) ORDER BY seq LIMIT {HISTORY_MAX}"
+        since = (start_us, 0) if after is None else (after.at_us, after.seq)
         with _statements(self) as raw:
-            rows = raw.execute(statement, (account_id, after_seq, start_us, end_us)).fetchall()
+            rows = raw.execute(
+                f"SELECT * FROM ({sides}) ORDER BY at_us, seq LIMIT {HISTORY_MAX}",
+                (account_id, max(start_us, since[0]), *since, end_us),
+            ).fetchall()
         return [(_entry(row), cast("Settlement | None", row[14])) for row in rows]
 
     def month_entries(self, workspace_id: str, month: str, grants: Sequence[str] = ()) -> list[Entry]:
@@ -126,12 +129,17 @@ class LedgerRows(Base):
     def balance_at(self, account_id: str, at_us: int) -> int:
         """Posted credits less posted debits of everything before `at_us`: the opening balance of a statement."""
         statement = (
-            "SELECT COALESCE(SUM(CASE WHEN credit = ?1 THEN amount ELSE -amount END), 0) FROM ledger_entry "
-            "WHERE (debit = ?1 OR credit = ?1) AND kind <> 'pending' AND at_us < ?2"
+            "SELECT COALESCE(SUM(amount), 0) FROM ledger_entry WHERE {} = ? AND kind <> 'pending' AND at_us >= ?"
         )
         with _statements(self) as raw:
-            total: int = raw.execute(statement, (account_id, at_us)).fetchone()[0]
-        return total
+            account = _Rows(raw).account(account_id)
+            if account is None:
+                return 0
+            # Back from the balance of now: the recent entries are few, all of them may be many.
+            since = [
+                raw.execute(statement.format(side), (account_id, at_us)).fetchone()[0] for side in ("credit", "debit")
+            ]
+        return account.balance - int(since[0]) + int(since[1])
 
     # --- invoices ---
 
@@ -231,6 +239,10 @@ class _Rows:
             row = self._raw.execute(f"{_ACCOUNT} WHERE id = ?", (account_id,)).fetchone()
             self._accounts[account_id] = None if row is None else _account(row)
         return self._accounts[account_id]
+
+    def add(self, account: Account) -> None:
+        self._raw.execute("INSERT INTO ledger_account (id, guarded) VALUES (?, ?)", (account.id, account.guarded))
+        self._accounts[account.id] = account
 
     def entry(self, transfer_id: int) -> Entry | None:
         row = self._raw.execute(f"{_ENTRY} WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()

@@ -40,8 +40,8 @@ ledger_entry: Final = Table(
     Column("at_us", BigInteger, nullable=False),
     Column("expires_at_us", BigInteger),
     Column("settled", String),
-    Index("ledger_entry_debit", "debit", "seq"),
-    Index("ledger_entry_credit", "credit", "seq"),
+    Index("ledger_entry_debit", "debit", "at_us", "seq"),
+    Index("ledger_entry_credit", "credit", "at_us", "seq"),
     Index("ledger_entry_ref", "ref"),
     Index("ledger_entry_due", "expires_at_us", sqlite_where=_OPEN, postgresql_where=_OPEN),
 )

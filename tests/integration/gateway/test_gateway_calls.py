@@ -327,3 +327,32 @@ def test_client_that_stays_away_has_its_calls_cancelled(stage: Stage) -> None:
     time.sleep(8)
     assert stage.health()["in_flight"] == 1
     until(lambda: stage.health()["in_flight"] == 0, 5, "the cancellation")
+
+
+@pytest.mark.parametrize("ended", ["done", "lost"])
+def test_an_answer_the_client_never_acknowledged_is_not_made_again(stage: Stage, ended: str) -> None:
+    """The gateway dies between a call's end and its client's acknowledgement; only another worker is left."""
+    stage.start()
+    first = stage.worker("endp_fn", "inst_1")
+    noted = lines(first)
+    caller = Caller(stage)
+    call_id = call(caller, "sleep", 0.2 if ended == "done" else 30)
+    until(lambda: [n for n in noted if n.startswith("start")], what="the start")
+    if ended == "lost":
+        first.kill()
+        first.wait(5)
+    caller.answer(call_id)
+    caller.close()
+    stage.kill_gateway()
+    if ended == "done":
+        first.kill()
+        first.wait(5)
+    stage.start()
+    noted_second = lines(stage.worker("endp_fn", "inst_2"))
+    caller = Caller(stage)
+    call(caller, "sleep", 0.2, call_id=call_id)
+    header, _ = caller.answer(call_id)
+    assert isinstance(header, calls.Error)
+    assert header.code == "worker_lost"
+    assert not [n for n in noted_second if n.startswith("start")]
+    caller.close()

@@ -15,6 +15,7 @@ import pytest
 
 from nanopod.model.errors import Conflict, Invalid
 from nanopod.model.layout import Layout
+from nanopod.node.procs import children_of
 from nanopod.server import cloud
 
 pytestmark = pytest.mark.integration
@@ -132,7 +133,7 @@ def test_adopted_processes_end_with_the_tree(tmp_path: Path) -> None:
     ) + stay("agent")
     running = start(tmp_path, agent=spawn)
     adopted = pid_of(tmp_path, "adopted")
-    until(lambda: adopted in cloud.children_of(running.pid))
+    until(lambda: adopted in children_of(running.pid))
     running.send_signal(signal.SIGINT)
     running.wait(20)
     assert not alive(adopted)

@@ -67,12 +67,12 @@ class Business(RuleBasedStateMachine):
         account = self.ledger.account(account_id)
         return account.balance if account else 0
 
-    def sources(self, workspace: str) -> tuple[Source, ...]:
+    def sources(self, workspace: str, bps: int) -> tuple[Source, ...]:
         all_of_them = [
             funding.credit_line(workspace),
             funding.prepaid(workspace),
             funding.coupon(f"coupon-{workspace}", 5),
-            funding.subsidy(f"grant-{workspace}", "city"),
+            funding.subsidy(f"grant-{workspace}", "city", bps),
         ]
         return in_order(all_of_them, self.now_us)
 
@@ -108,7 +108,7 @@ class Business(RuleBasedStateMachine):
         revenue, owed = self.balance(REVENUE), self.balance(chart.supplier_payable("owner"))
         key = self.key()
         try:
-            parts = split(amount, self.sources(workspace), self.left, billing_rate_bps=bps)
+            parts = split(amount, self.sources(workspace, bps), self.left)
         except PaymentRequired:
             return
         chain = recipes.together(
@@ -122,10 +122,10 @@ class Business(RuleBasedStateMachine):
     def hold(self, workspace: str, amount: int, bps: int, timeout_s: int) -> None:
         key = self.key()
         try:
-            parts = split(amount, self.sources(workspace), self.left, billing_rate_bps=bps)
+            parts = split(amount, self.sources(workspace, bps), self.left)
         except PaymentRequired:
             return
-        hold = Hold(key, REVENUE, parts, f"{workspace}/{key}", timeout_s, bps)
+        hold = Hold(key, REVENUE, parts, f"{workspace}/{key}", timeout_s)
         assert self.good(hold.chain())
         self.holds[key] = hold, self.now_us + timeout_s * S if timeout_s else None
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_market import PlainMarket, PlainOrder, cells
 
+from nanopod.market import exchange, match
 from nanopod.market.events import Cancel, Clock, Configure, Mint, Open, Place
 from nanopod.market.exchange import Exchange
 
@@ -85,3 +89,42 @@ def compare(moves: list, scale: int, offset: int, group_purchase: bool) -> int:
 @given(steps, st.sampled_from([(1, 0), (1, 1435), (97, 4300), (720, 1440 * 20_000)]), st.booleans())
 def test_same_fills_and_same_book(moves: list, frame: tuple[int, int], group_purchase: bool) -> None:
     compare(moves, frame[0], frame[1], group_purchase)
+
+
+def traffic(seed: int) -> list:
+    """Dense random moves: long runs with much crossing, which shrinking strategies rarely draw."""
+    draw = random.Random(seed)
+    moves: list = []
+    for _ in range(60):
+        kind = draw.random()
+        if kind < 0.9:
+            side = draw.choice(["buy", "sell"])
+            times = (draw.randint(0, 7), draw.randint(1, 5), draw.randint(1, 3))
+            order = (draw.choice(ACCOUNTS), side, draw.randint(1, 5), *times, draw.random() < 0.8, draw.random() < 0.5)
+            moves.append(("place", order))
+        elif kind < 0.96:
+            moves.append(("cancel", draw.randint(0, 30)))
+        else:
+            moves.append(("clock", 1))
+    return moves
+
+
+def test_same_fills_in_dense_traffic_that_searches_and_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"search": 0, "group": 0}
+
+    def counted(name: str, real):
+        def call(*args):
+            result = real(*args)
+            found[name] += bool(result)
+            return result
+
+        return call
+
+    monkeypatch.setattr(match, "search", counted("search", match.search))
+    monkeypatch.setattr(exchange, "group", counted("group", match.group))
+    fills = 0
+    for seed in range(400):
+        scale, offset = [(1, 0), (1, 1435), (97, 4300), (720, 1440 * 20_000)][seed % 4]
+        fills += compare(traffic(seed), scale, offset, group_purchase=seed % 8 < 4)
+    assert fills > 3_000
+    assert min(found.values()) > 20, found

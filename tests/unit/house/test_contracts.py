@@ -19,6 +19,8 @@ PLANTED = [
     ("layers: a stray room", "misc/__init__.py", "", "Rooms are layers"),
     ("pure: a clock in the model", "model/planted.py", "import time", "Deciding rooms"),
     ("pure: randomness in a decision", "scheduler/planted.py", "import random", "Deciding rooms"),
+    ("pure: a clock in the market", "market/planted.py", "import time", "Deciding rooms"),
+    ("pure: a lock in the ledger", "ledger/planted.py", "import threading", "Deciding rooms"),
     ("ports: control sees an adapter", "control/planted.py", "import nanopod.store", "Control sees its own ports"),
     ("client: more than the model", "client/planted.py", "import nanopod.drivers.link.messages", "The client imports"),
     ("gateway: a database", "gateway/planted.py", "import sqlalchemy", "The request path"),

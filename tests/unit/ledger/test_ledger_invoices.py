@@ -61,12 +61,10 @@ def july() -> PureBooks:
     done(books, recipes.set_line("l", W, 100_000_000), START)
     done(books, recipes.issue_grant("g", "grnt_1", 3_000_000), START)
     done(books, recipes.top_up("n", "wksp_2", 50_000_000), START)
-    sources = [funding.subsidy("grnt_1", "city"), funding.prepaid(W), funding.credit_line(W)]
+    sources = [funding.subsidy("grnt_1", "city", 5_000), funding.prepaid(W), funding.credit_line(W)]
     for n in range(3):
-        parts = split(
-            2_190_001, sources, lambda id: left(books, id), billing_rate_bps=5_000, charged_before=2_190_001 * n
-        )
-        hold = recipes.Hold(f"h{n}", REVENUE, parts, f"req_{n}", 600, 5_000, 2_190_001 * n)
+        parts = split(2_190_001, sources, lambda id: left(books, id), charged_before=2_190_001 * n)
+        hold = recipes.Hold(f"h{n}", REVENUE, parts, f"req_{n}", 600, 2_190_001 * n)
         done(books, hold.chain(), START + n)
         done(books, recipes.settle(f"s{n}", hold, 2_190_001 - 7 * n)[0], START + n)
     done(books, recipes.refund("back", [Part(funding.credit_line(W), 1_234)], REVENUE, "req_2"), START + 9)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 from fractions import Fraction
+from typing import Any
 
 import msgspec
 import pytest
@@ -20,9 +21,11 @@ from nanopod.ledger.charges import (
     Volume,
     charge,
 )
-from nanopod.ledger.plans import Charge, Plan, Prices, Usage, apply, on_demand, spot, subsidised
+from nanopod.ledger.coupons import Coupon, redeem, share_bps
+from nanopod.ledger.plans import Charge, Plan, Prices, Usage, apply, on_demand, spot, subsidised, usage_of
 from nanopod.ledger.rating import Metered, Price, half_even
-from nanopod.model.errors import Invalid
+from nanopod.model.errors import Conflict, Invalid
+from nanopod.model.wire import MeterRecord
 
 HOUR = Price(2_190_000, 3_600_000)
 
@@ -228,3 +231,66 @@ def test_an_unknown_meter_is_refused() -> None:
         apply(on_demand(Prices()), [Usage("tokenz", 1)])
     with pytest.raises(Invalid, match="meter"):
         Charge("tokenz", Standard(HOUR))
+
+
+def test_a_metered_request_becomes_usage() -> None:
+    record = MeterRecord("r", "q", "w", "k", "e", "v", "i", "chat", 200, 1_000, 50, 2_000_000, 1.0, 1.5, 2.0)
+    plan = on_demand(Prices(150_000, 0, 600_000, 20, 600))
+    lines = apply(plan, usage_of(record, {"model": "m"}))
+    assert {line.meter: line.amount for line in lines} == {
+        "requests": 20, "input_tokens": 150, "output_tokens": 30, "compute_time": 1_200,
+    }  # fmt: skip
+    failed = apply(plan, usage_of(msgspec.structs.replace(record, status=502, completion_tokens=0)))
+    assert [(line.meter, line.excluded, line.amount) for line in failed] == [
+        ("requests", True, 0), ("input_tokens", True, 0), ("compute_time", True, 0),
+    ]  # fmt: skip
+
+
+# --- coupons ---
+
+
+def test_a_fixed_coupon_is_a_grant_per_period() -> None:
+    coupon = Coupon("WELCOME", "fixed_amount", 5_000_000, periods=2, priority=7)
+    used = redeem(coupon, "w", 10, 0, [])
+    assert [used.lasts(period) for period in (9, 10, 11, 12)] == [False, True, True, False]
+    first, second = used.source(10, 500), used.source(11, 900)
+    assert first.guarded != second.guarded, "what is left of one period is not carried over"
+    assert (first.kind, first.priority, first.expires_at_us) == ("coupon", 7, 500)
+    with pytest.raises(Conflict, match="already"):
+        redeem(coupon, "w", 11, 0, [used])
+    assert redeem(coupon, "w2", 11, 0, [used]).workspace_id == "w2"
+    again = msgspec.structs.replace(coupon, reusable=True)
+    assert redeem(again, "w", 11, 0, [used]).since_period == 11
+    with pytest.raises(Conflict, match="over"):
+        redeem(msgspec.structs.replace(coupon, expires_at_us=5), "w", 1, 5, [])
+
+
+def test_percentages_add_up_and_stop_at_everything() -> None:
+    tenth = redeem(Coupon("T", "percentage", percent_bps=1_000, periods=None), "w", 0, 0, [])
+    tokens = redeem(Coupon("O", "percentage", percent_bps=2_500, meters=("output_tokens",)), "w", 3, 0, [])
+    spot_only = redeem(Coupon("S", "percentage", percent_bps=10_000, plans=("spot",)), "w", 3, 0, [])
+    mine = [tenth, tokens, spot_only]
+    assert share_bps(mine, 3, "on-demand", "output_tokens") == 6_500
+    assert share_bps(mine, 3, "on-demand", "input_tokens") == 9_000
+    assert share_bps(mine, 4, "on-demand", "output_tokens") == 9_000
+    assert share_bps(mine, 3, "spot", "output_tokens") == 0
+    assert share_bps([tenth], 3, "subsidised", "requests", 5_000) == 4_500
+    fixed = redeem(Coupon("F", "fixed_amount", 1), "w", 0, 0, [])
+    assert share_bps([fixed], 0, "spot", "requests") == 10_000
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"kind": "fixed_amount"},
+        {"kind": "fixed_amount", "amount": 5, "percent_bps": 5},
+        {"kind": "percentage"},
+        {"kind": "percentage", "percent_bps": 10_001},
+        {"kind": "percentage", "percent_bps": 5, "amount": 5},
+        {"kind": "fixed_amount", "amount": 5, "periods": 0},
+        {"kind": "fixed_amount", "amount": 5, "meters": ("requests",)},
+    ],
+)
+def test_what_no_coupon_can_be(values: dict[str, Any]) -> None:
+    with pytest.raises(Invalid, match="coupon X"):
+        Coupon("X", **values)

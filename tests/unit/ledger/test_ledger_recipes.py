@@ -69,8 +69,8 @@ def test_postpaid_use_and_payment(books: AnyBooks) -> None:
 def test_an_hour_under_full_subsidy_pays_the_owner(books: AnyBooks) -> None:
     hour = 2_190_000
     done(books, recipes.issue_grant("g", "grnt_1", 10_000_000))
-    grant = funding.subsidy("grnt_1", "city")
-    parts = split(hour, [grant], lambda id: left(books, id), billing_rate_bps=0)
+    grant = funding.subsidy("grnt_1", "city", 0)
+    parts = split(hour, [grant], lambda id: left(books, id))
     delivered = recipes.supply("u/supply", SKU, "node_1", hour)
     done(books, recipes.together(recipes.use("u", parts, chart.revenue(SKU)), delivered))
     assert of(books, chart.subsidy_expense("city")) == -hour
@@ -195,7 +195,7 @@ def test_funding_order() -> None:
     late, soon, never = (funding.coupon(f"g{n}", 2, at) for n, at in ((1, 900), (2, 500), (3, None)))
     first, gone = funding.coupon("g4", 1, None), funding.coupon("g5", 1, 100)
     twin = funding.coupon("g0", 2, 500)
-    grant = funding.subsidy("g6", "city")
+    grant = funding.subsidy("g6", "city", 0)
     pocket, line = funding.prepaid(W), funding.credit_line(W)
     assert in_order([line, never, pocket, late, gone, soon, twin, first, grant], 100) == (
         grant, first, twin, soon, late, never, pocket, line,
@@ -206,10 +206,10 @@ def test_funding_order() -> None:
 
 def test_the_customers_share_never_drifts() -> None:
     have = {chart.grant("g"): 10**9, chart.prepaid(W): 10**9}
-    sources = [funding.subsidy("g", "city"), funding.prepaid(W)]
+    sources = [funding.subsidy("g", "city", 3_333), funding.prepaid(W)]
     paid = carried = 0
     for n in range(333):
-        for part in split(7, sources, have.__getitem__, billing_rate_bps=3_333, charged_before=7 * n):
+        for part in split(7, sources, have.__getitem__, charged_before=7 * n):
             if part.source.kind == "subsidy":
                 carried += part.amount
             else:
@@ -222,10 +222,10 @@ def test_the_customers_share_never_drifts() -> None:
 
 def test_what_a_grant_cannot_carry_falls_to_the_customer() -> None:
     have = {chart.grant("g"): 30, chart.prepaid(W): 1_000}
-    parts = split(100, [funding.subsidy("g", "city"), funding.prepaid(W)], have.__getitem__, billing_rate_bps=5_000)
+    parts = split(100, [funding.subsidy("g", "city", 5_000), funding.prepaid(W)], have.__getitem__)
     assert [part.amount for part in parts] == [30, 70]
     with pytest.raises(PaymentRequired, match=r"top up \$0.000970"):
-        split(2_000, [funding.subsidy("g", "city"), funding.prepaid(W)], have.__getitem__, billing_rate_bps=5_000)
+        split(2_000, [funding.subsidy("g", "city", 5_000), funding.prepaid(W)], have.__getitem__)
 
 
 @given(st.integers(0, 10_000), st.integers(0, 500), st.integers(0, 300), st.integers(0, 10_000), st.data())
@@ -234,9 +234,9 @@ def test_a_settled_hold_is_shared_like_a_charge(
 ) -> None:
     """Posting in two steps (a renewal between them) gives the customer's share of what was used, if the grant lasts."""
     have = {chart.grant("g"): grant, chart.prepaid(W): 10_000}
-    sources = [funding.subsidy("g", "city"), funding.prepaid(W)]
-    parts = split(total, sources, have.__getitem__, billing_rate_bps=bps, charged_before=before)
-    hold = recipes.Hold("h", chart.revenue(SKU), parts, "r", 0, bps, before)
+    sources = [funding.subsidy("g", "city", bps), funding.prepaid(W)]
+    parts = split(total, sources, have.__getitem__, charged_before=before)
+    hold = recipes.Hold("h", chart.revenue(SKU), parts, "r", 0, before)
     used = data.draw(st.integers(0, total))
     keep = data.draw(st.integers(0, total - used))
     rest = recipes.rest("h2", hold, used, keep)
@@ -263,11 +263,23 @@ def ids(hold: recipes.Hold, kind: str) -> set[int]:
 
 def test_a_percentage_coupon_is_carried_by_the_operator(books: AnyBooks) -> None:
     done(books, recipes.top_up("p", W, 100))
-    sources = in_order([funding.prepaid(W), funding.discount()], 0)
-    parts = split(100, sources, lambda id: left(books, id), billing_rate_bps=8_000)
+    sources = in_order([funding.prepaid(W), funding.discount(8_000)], 0)
+    parts = split(100, sources, lambda id: left(books, id))
     done(books, recipes.use("u", parts, chart.revenue(SKU)))
     assert (left(books, chart.prepaid(W)), of(books, chart.DISCOUNT_EXPENSE)) == (20, -20)
     assert of(books, chart.revenue(SKU)) == 100
+
+
+def test_subsidy_and_discount_each_carry_their_own_share() -> None:
+    have = {chart.grant("g"): 30, chart.prepaid(W): 1_000}
+    sources = [funding.subsidy("g", "city", 5_000), funding.discount(4_500), funding.prepaid(W)]
+    assert [part.amount for part in split(40, sources, have.__getitem__)] == [20, 2, 18]
+    assert [part.amount for part in split(100, sources, have.__getitem__)] == [30, 5, 65], (
+        "the funder's lack is not ours"
+    )
+    parts = split(40, sources, have.__getitem__)
+    assert funding.take(parts, 20) == [10, 1, 9]
+    assert [sum(funding.take(parts, n)) for n in range(42)] == [*range(41), 40]
 
 
 def test_the_balance_of_a_workspace(books: AnyBooks) -> None:

@@ -367,7 +367,7 @@ def test_a_batch_is_bounded(books: AnyBooks) -> None:
 
 
 def test_a_guard_is_chosen_once(books: AnyBooks) -> None:
-    books.open([Account("a", True)])
+    books.open([Account("a", True), Account("new"), Account("new")])
     assert four(books) == (0, 0, 0, 100), "opening again changes nothing"
     with pytest.raises(Conflict, match="guarded"):
         books.open([Account("a", False)])

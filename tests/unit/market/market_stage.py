@@ -59,7 +59,9 @@ class Stage:
     def bid(self, name: str, who: str, rate: int, start: int, end: int, nodes: int, *, partial: bool = True) -> Outcome:
         return self.order(name, who, "buy", rate, start, end, nodes, standing=True, partial=partial)
 
-    def buy(self, name: str, who: str, rate: int, start: int, end: int, nodes: int, *, partial: bool = False) -> Outcome:
+    def buy(
+        self, name: str, who: str, rate: int, start: int, end: int, nodes: int, *, partial: bool = False
+    ) -> Outcome:
         return self.order(name, who, "buy", rate, start, end, nodes, partial=partial)
 
     def cancel(self, name: str) -> Outcome:

@@ -246,8 +246,10 @@ def test_histories_come_in_pages_and_balances_at_a_time(with_store: Run) -> None
         name = chart.prepaid(W)
         first = await store.read(lambda read: rows(read).ledger_history(name))
         assert len(first) == HISTORY_MAX
-        rest = await store.read(lambda read: rows(read).ledger_history(name, after_seq=first[-1][0].seq))
+        rest = await store.read(lambda read: rows(read).ledger_history(name, after=first[-1][0]))
         assert [entry.seq for entry, _ in first + rest] == list(range(1, 1_502))
+        last = await store.read(lambda read: rows(read).ledger_history(name, START + 2, after=first[5][0]))
+        assert {entry.at_us for entry, _ in last} == {START + 2}, "a page begins where both limits allow"
         month = await store.read(lambda read: rows(read).ledger_history(name, START + 1, START + 2))
         assert {entry.at_us for entry, _ in month} == {START + 1}
         assert await store.read(lambda read: rows(read).balance_at(name, START)) == 10**9
@@ -266,7 +268,7 @@ async def used(store: SqliteStore, workspace: str, amount: int) -> None:
     await done(store, recipes.set_line(f"l/{workspace}", workspace, 10**9))
     await done(store, recipes.issue_grant(f"g/{workspace}", f"grnt_{workspace}", 10**6))
     parts = (
-        Part(funding.subsidy(f"grnt_{workspace}", "city"), amount // 2),
+        Part(funding.subsidy(f"grnt_{workspace}", "city", 5_000), amount // 2),
         Part(funding.credit_line(workspace), amount - amount // 2),
     )
     await done(store, recipes.use(f"u/{workspace}", parts, chart.revenue(SKU), f"req/{workspace}"), START + 5)

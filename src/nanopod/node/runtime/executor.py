@@ -108,7 +108,7 @@ class Executor:
     def batch_done(self) -> None:
         """All calls that arrived together were begun: send what they produce.
 
-        The flush comes after their tasks: each has made its first step by then, and those that ended leave as one write.
+        The flush comes after their tasks: each has made its first step by then, and what ended leaves as one write.
         """
         begun, self._begun = self._begun, []
         for stream in begun:

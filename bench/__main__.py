@@ -14,6 +14,7 @@ CELLS = {
     "remote_call": "bench.remote_call",
     "gateway": "bench.gateway",
     "start": "bench.start",
+    "market": "bench.market",
 }
 
 

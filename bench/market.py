@@ -1,6 +1,6 @@
 """The market's matcher: cost per order at 1,000 to 100,000 resting orders, hopeless orders, a sold-out present, memory.
 
-Yardstick: a book without time, two heaps of (price, sequence), the least that any matching engine does. Every book holds
+Yardstick: a book without time, two heaps of (price, sequence), the least that any engine does. A book holds
 asks and bids of 1 to 24 hours spread over a week; a maker that was hit is replaced, so a book stays as deep as it was.
 Times are medians of single calls, so a pause of the machine moves nothing.
 """

@@ -16,7 +16,7 @@ from nanopod.market.holding import Holding
 from nanopod.market.match import Plan, group, propose
 from nanopod.market.outcome import Change, Fill, Line, Outcome, change_of, fill_lines
 from nanopod.market.resting import Resting
-from nanopod.market.shape import Shape, cut, excess, minus, peak, volume
+from nanopod.market.shape import Shape, cut, excess, minus, peak, runs_of, volume
 from nanopod.market.side import BookSide
 from nanopod.market.steps import Steps
 from nanopod.market.terms import NODES_MAX, Fees, hold_of
@@ -100,6 +100,21 @@ class Exchange:
     def digest(self) -> str:
         """SHA-256 over `canonical`, hex."""
         return hashlib.sha256(canonical(self.canonical()).encode()).hexdigest()
+
+    @classmethod
+    def restore(cls, state: dict[str, Any]) -> Exchange:
+        """The exchange of a `canonical` state, also after a trip through JSON; the tail of a log goes on from it."""
+        self = cls(state["sku"], state["block"])
+        flat, bps, group_purchase = state["settings"]
+        self.settings, self.fees = Configure(flat, bps, group_purchase), Fees(flat, bps)
+        for capacity_id, account_id, kind in state["capacities"]:
+            self._open(Open(capacity_id, account_id, kind))
+            self.holdings[capacity_id] = Holding.restore(state["holdings"][capacity_id], self.block)
+        self.supply = Steps(runs_of(state["supply"]))
+        for values in state["orders"]:
+            self._stand(Resting.restore(values))
+        self.seq, self.contracts = state["seq"], state["contracts"]
+        return self
 
     # -- orders
 
@@ -221,13 +236,16 @@ class Exchange:
         if not taker.left:
             return change_of(taker, "filled")
         if standing:
-            self.orders[taker.order_id] = taker
-            self.of_capacity[taker.capacity_id][taker.order_id] = taker
-            self.sides[taker.side].add(taker)
-            heappush(self._starts, (taker.start, taker.seq, taker.order_id))
+            self._stand(taker)
             return change_of(taker)
         self._let_go(taker, taker.left, lines)
         return change_of(taker, "cancelled", "unfilled")
+
+    def _stand(self, order: Resting) -> None:
+        self.orders[order.order_id] = order
+        self.of_capacity[order.capacity_id][order.order_id] = order
+        self.sides[order.side].add(order)
+        heappush(self._starts, (order.start, order.seq, order.order_id))
 
     def _cancel(self, event: Cancel) -> Outcome:
         order = self.orders.get(event.order_id)

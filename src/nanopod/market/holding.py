@@ -6,9 +6,10 @@ reserve what they offer until they fill or end, so nobody can sell the same bloc
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from nanopod.market.shape import FOREVER, Shape, excess, meet, minus, plus, within
+from nanopod.market.shape import FOREVER, Shape, cut, excess, meet, minus, plus, runs_of, within
 from nanopod.market.steps import Steps
 
 
@@ -82,6 +83,17 @@ class Holding:
             steps.forget(before)
         for steps in (self.manual, self.auto):
             steps.forget(before - 1)
+
+    @classmethod
+    def restore(cls, state: Sequence[Iterable[Iterable[int]]], block: int) -> Holding:
+        """The holding of a `canonical` state whose next block is `block`."""
+        self = cls()
+        kept = (self.manual, self.auto, self.asks_manual, self.asks_auto)
+        for steps, values, sign in zip(kept, state, (1, 1, -1, -1), strict=True):
+            shape = runs_of(values)
+            steps.add(shape)
+            self.free.add(cut(shape, block), sign)
+        return self
 
     def canonical(self) -> list[Any]:
         """Plain values in a fixed order."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from nanopod.market.shape import Shape, volume
+from nanopod.market.shape import Shape, runs_of, volume
 from nanopod.model.order import OrderStatus, Side
 
 
@@ -52,6 +53,23 @@ class Resting:
         self.filled = filled
         """Node-blocks filled so far."""
         self.laid: Shape = ()
+
+    @classmethod
+    def restore(cls, values: Sequence[Any]) -> Resting:
+        """The order of `canonical` values."""
+        seq, order_id, account_id, capacity_id, side, rate, left, whole, owner, filled = values
+        return cls(
+            order_id=order_id,
+            seq=seq,
+            account_id=account_id,
+            capacity_id=capacity_id,
+            side=side,
+            rate=rate,
+            left=runs_of(left),
+            whole=whole,
+            owner=owner,
+            filled=filled,
+        )
 
     @property
     def key_max(self) -> int:

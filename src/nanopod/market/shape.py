@@ -23,6 +23,11 @@ FOREVER: Final = 1 << 40
 """The end, in blocks, of a schedule that has none."""
 
 
+def runs_of(values: Iterable[Iterable[int]]) -> Shape:
+    """A shape from lists of integers, as JSON gives them."""
+    return tuple((start, end, nodes) for start, end, nodes in values)
+
+
 def rect(start: int, end: int, nodes: int) -> Shape:
     """The rectangle `nodes x [start, end)`; empty when either extent is."""
     return ((start, end, nodes),) if end > start and nodes > 0 else EMPTY

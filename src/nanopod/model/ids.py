@@ -21,6 +21,11 @@ PREFIXES: Final[dict[str, str]] = {
     "machine": "machine_",
     "token": "tok_",
     "gateway": "gw_",
+    "order": "ordr_",
+    "contract": "cont_",
+    "transfer": "cxfr_",
+    "procurement": "proc_",
+    "provider": "prov_",
 }
 ID_LENGTH: Final = 21
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,254}")

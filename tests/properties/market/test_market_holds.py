@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from itertools import count
 
@@ -11,7 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from nanopod.market.audit import problems
-from nanopod.market.events import Burn, Cancel, Clock, Configure, Event, Mint, Open, Place, Transfer, decode, encode
+from nanopod.market.events import (
+    Burn,
+    Cancel,
+    Clock,
+    Configure,
+    Event,
+    Mint,
+    Open,
+    Place,
+    Transfer,
+    canonical,
+    decode,
+    encode,
+)
 from nanopod.market.exchange import Exchange
 from nanopod.market.outcome import Outcome
 from nanopod.market.procure import reconcile
@@ -177,6 +191,14 @@ class Market(RuleBasedStateMachine):
                 assert not done.events, "a second reconciliation has nothing to do"
         if protect and not asked:
             assert self.x.holdings["bob"].manual.shape(self.x.block) == manual
+
+    @precondition(lambda self: self.x.seq % 5 == 0)
+    @rule()
+    def restart(self) -> None:
+        """The writer dies; the next one goes on from a snapshot that went through JSON."""
+        again = Exchange.restore(json.loads(canonical(self.x.canonical())))
+        assert again.digest() == self.x.digest()
+        self.x = again
 
     @invariant()
     def the_books_are_right(self) -> None:

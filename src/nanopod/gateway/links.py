@@ -233,7 +233,12 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._out.append(data)
         if not self._dirty:
             self._dirty = True
-            self._gw.dirty.append(self)
+            if self.in_flight > 1:
+                # Busy: what other callers send in this turn of the loop leaves with the same write. The pass that made
+                # these bytes still writes its journal lines first, at its end.
+                self._gw.loop.call_soon(self.flush)
+            else:
+                self._gw.dirty.append(self)
 
     def flush(self) -> None:
         """Send what this pass produced, with one write."""

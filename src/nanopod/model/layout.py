@@ -1,7 +1,7 @@
 """Where one cloud keeps its files: every path below (or derived from) one data directory. Pure; creates nothing.
 
 ```
-<data>/nanopod.db hot.db        the store            <data>/pepper admin.key       secrets, mode 0600
+<data>/nanopod.db               the store            <data>/pepper admin.key       secrets, mode 0600
 <data>/lock up.json             owner, pids, URLs    <data>/logs/*.log             one per process
 <data>/blobs/sha256/ab/abcd...  uploaded bundles     <data>/gateway/<id>/          meter spool, journal, tables
 <data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models}/   shared by instances
@@ -28,13 +28,8 @@ class Layout:
 
     @property
     def database(self) -> Path:
-        """Intents, usage and money: synchronous writes."""
+        """The one database; a write that can be decided again need not wait for the disk, every other does."""
         return self.data / "nanopod.db"
-
-    @property
-    def hot_database(self) -> Path:
-        """Heartbeats and samples: the last second may be lost."""
-        return self.data / "hot.db"
 
     @property
     def pepper(self) -> Path:

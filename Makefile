@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 ONLY ?=
 
-.PHONY: help demo test test-fast test-chaos check format bench sim docs clean dev
+.PHONY: help demo test test-fast test-chaos test-nightly check format bench sim docs clean dev
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -22,14 +22,17 @@ dev: $(STAMP)  ## make the virtual environment only
 demo: $(STAMP)  ## the whole story in three minutes: a cloud, an app, a model, a killed worker, the bill
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: $(STAMP)  ## every test but the minutes-long chaos rounds
-	@$(BIN)/python -m pytest -m "not chaos" $(ARGS)
+test: $(STAMP)  ## every test but the long chaos and nightly rounds
+	@$(BIN)/python -m pytest -m "not chaos and not nightly" $(ARGS)
 
 test-fast: $(STAMP)  ## unit and property tests only
-	@$(BIN)/python -m pytest -m "not integration and not e2e and not chaos and not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not integration and not e2e and not chaos and not nightly and not slow" $(ARGS)
 
 test-chaos: $(STAMP)  ## a hundred rounds of killing random processes under load
 	@$(BIN)/python -m pytest -m chaos --timeout=1800 $(ARGS)
+
+test-nightly: $(STAMP)  ## more seeds and more kills than a commit needs
+	@$(BIN)/python -m pytest -m nightly --timeout=3600 $(ARGS)
 
 check: $(STAMP)  ## style, types, import contracts
 	@$(BIN)/ruff check .

@@ -13,7 +13,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,17 @@ START_S_MAX = 60.0
 class Cloud:
     """`nanopod up` in a directory of its own. Use as a context manager, or `start`, `stop`, `kill_all` by hand."""
 
-    def __init__(self, data_dir: Path | None = None, port: int = 0, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        port: int = 0,
+        env: dict[str, str] | None = None,
+        flags: Sequence[str] = (),
+    ) -> None:
         self._own = tempfile.TemporaryDirectory(prefix="np-") if data_dir is None else None
         self.data_dir = data_dir if data_dir is not None else Path(self._own.name if self._own else ".") / "data"
         self.port = port
+        self.flags = flags
         self.mark = secrets.token_hex(8)
         self.env = {**os.environ, "NANOPOD_TEST_MARK": self.mark, **(env or {})}
         self.env.pop("NANOPOD_URL", None)
@@ -56,6 +63,7 @@ class Cloud:
                 str(self.port),
                 "--data-dir",
                 str(self.data_dir),
+                *self.flags,
             ],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

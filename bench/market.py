@@ -13,6 +13,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from time import perf_counter
 
+from bench import market_engines, market_http
 from bench.figures import Figure, median, percentile, say
 from nanopod.market.events import Cancel, Clock, Mint, Open, Place
 from nanopod.market.exchange import Exchange
@@ -157,6 +158,8 @@ def run(*, quick: bool = False) -> Iterator[Figure]:
         for name, times in measure(size, repeats).items():
             seen[name, size] = times
     yield from figures(seen, sizes, unit)
+    yield from market_engines.run(quick=quick)
+    yield from market_http.run(quick=quick)
     yield clock_figure(sizes[-1], unit)
     yield memory_figure(sizes[1])
 
@@ -192,6 +195,15 @@ def figures(seen: dict[tuple[str, int], list[float]], sizes: tuple[int, ...], un
             {"resting": large, "plain_us": round(1e6 * unit, 2)},
         )
     for size in sizes:
+        times = seen["partial", size]
+        yield Figure(
+            f"market_order_{size // 1000}k",
+            median(times) / unit,
+            "x",
+            "a taker in a plain heap book without time",
+            "",
+            {"resting": size, "us": round(1e6 * median(times), 1), "p99_us": round(1e6 * percentile(times, 0.99), 1)},
+        )
         ratio = median(seen["hopeless", size]) / median(seen["whole", size])
         yield Figure(f"market_hopeless_at_{size}", ratio, "x", "an all-or-none order that fills, same book", "<= 2")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ def table() -> Mapping[str, tuple[str, str]]:
 
 
 def make_parser(commands: Mapping[str, tuple[str, str]], chosen: str | None) -> argparse.ArgumentParser:
-    """The parser; only the chosen verb's options are known (all of them when `chosen` is None, for completion)."""
+    """The parser; only the chosen verb's options are known (all of them when `chosen` is None)."""
     from nanopod import __version__
+    from nanopod.client.cli import ALIASES, EXAMPLES
+    from nanopod.client.cli.parser import Parser
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nanopod",
         description="Spare and reclaimable accelerators as one dependable inference cloud.",
         epilog="Start with: nanopod up   then: nanopod serve nanopod-tiny   (docs: README.md)",
@@ -36,10 +39,21 @@ def make_parser(commands: Mapping[str, tuple[str, str]], chosen: str | None) -> 
     parser.add_argument("--version", action="version", version=f"nanopod {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="COMMAND", title="commands")
     for verb, (module, text) in commands.items():
-        sub = verbs.add_parser(verb, help=text, description=text[0].upper() + text[1:] + ".")
-        if chosen is None or verb == chosen:
+        aliases = ALIASES.get(verb, ())
+        sub = verbs.add_parser(verb, aliases=aliases, help=text, description=text[0].upper() + text[1:] + ".")
+        if chosen is None or verb == chosen or chosen in aliases:
             importlib.import_module(module).configure(sub)
+            sub.alias_names = aliases
+            if verb in EXAMPLES:
+                sub.examples = EXAMPLES[verb]
     return parser
+
+
+def _canonical(verb: str) -> str:
+    """The verb that an alias stands for."""
+    from nanopod.client.cli import ALIASES
+
+    return next((name for name, aliases in ALIASES.items() if verb in aliases), verb)
 
 
 def _complete(commands: Mapping[str, tuple[str, str]]) -> None:
@@ -52,7 +66,7 @@ def _complete(commands: Mapping[str, tuple[str, str]]) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point. Exit codes: 0 done, 1 failed, 2 usage, 3 could not deploy, 130 interrupted."""
+    """Entry point. Exit codes: see `nanopod.client.cli.exits`; 3 also when an endpoint cannot be deployed."""
     import os
 
     words = list(sys.argv[1:] if argv is None else argv)
@@ -67,8 +81,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     from nanopod.model.errors import NanopodError
 
+    verb = _canonical(args.verb)
+    args.whole_parser = functools.partial(make_parser, commands, None)
     try:
-        return int(importlib.import_module(commands[args.verb][0]).run(args))
+        return int(importlib.import_module(commands[verb][0]).run(args))
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -76,8 +92,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except NanopodError as error:
-        print(f"nanopod {args.verb}: {error.message}", file=sys.stderr)
-        return 2 if error.code == "unprocessable_entity" else 1
+        if verb in CLOUD:
+            print(f"nanopod {verb}: {error.message}", file=sys.stderr)
+            return 2 if error.code == "unprocessable_entity" else 1
+        from nanopod.client.cli import exits
+
+        return exits.report(error, args)
 
 
 if __name__ == "__main__":

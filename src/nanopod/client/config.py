@@ -3,7 +3,7 @@
 | | first | then | then | last |
 | --- | --- | --- | --- | --- |
 | URL | argument | `NANOPOD_URL` | `url` in `config.json` | a cloud running in its `data_dir` or the default one |
-| key | argument | `NANOPOD_API_KEY` | file `api_key` | `VAST_API_KEY`, then `admin.key` of that cloud |
+| key | argument | `NANOPOD_API_KEY`, `NANOPOD_TOKEN` | file `api_key` | `VAST_API_KEY`, then that cloud's `admin.key` |
 
 Files are in `$XDG_CONFIG_HOME/nanopod`, else `~/.config/nanopod`.
 """
@@ -80,7 +80,8 @@ def find_url(explicit: str | None = None) -> str | None:
 def find_key(explicit: str | None = None, url: str | None = None) -> str:
     """The API key for `url`. Raises `Unauthenticated` when there is none."""
     path = config_directory() / "api_key"
-    key = explicit or os.environ.get("NANOPOD_API_KEY") or _text(path) or os.environ.get("VAST_API_KEY")
+    named = os.environ.get("NANOPOD_API_KEY") or os.environ.get("NANOPOD_TOKEN")
+    key = explicit or named or _text(path) or os.environ.get("VAST_API_KEY")
     if not key:
         for directory in _data_directories():
             state = running_cloud(directory)

@@ -1,92 +1,80 @@
-"""Capacities and nodes: who is there, and how much time on them is granted.
+"""Machines: who is there, and what their coming and going means to the market.
 
-Until there is a market, the cluster's own nodes are granted to every market capacity without a price: as many nodes of
-each kind as are here, open-ended. The schedule is a real one, and instances count against it.
+A machine's nodes belong to the provider of the cluster's own hardware; each of their places is time that it sells. So
+whoever writes down that nodes came, went or changed lets the desk know in the same transaction.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from nanopod.control.instance import wake_waiting
 from nanopod.control.live import Live
-from nanopod.control.ports import Plan, Reads, Writes
-from nanopod.model.capacity import Capacity, Node
-from nanopod.model.schedule import BLOCK_S, Entry, Schedule, Window
+from nanopod.control.observe import observe_machine
+from nanopod.control.ports import Clock, Plan, Reads, Writes
+from nanopod.model.capacity import Node, Sku
+from nanopod.model.wire import AgentHello
 
-HISTORY_S: Final = 24 * 3600
+if TYPE_CHECKING:
+    from nanopod.control.market.desk import Desk
+
 UNREACHABLE_S: Final = 10.0
 """A machine whose agent has been unlinked for this long gets no new instances."""
 LOST_S: Final = 60.0
 """Unlinked for this long it is given up: its leases are over and whatever still runs there is fenced. A linked one that
 says nothing for this long gets no new instances."""
+PROVIDER: Final = "local-node"
+"""The provider of the nodes of agents."""
+TEST_CLOCK: Final = "test_clock_now"
+"""The setting that holds the time of a cluster with a test clock."""
 
 
-@dataclass(frozen=True, slots=True)
-class CapacitySnapshot:
-    """A capacity and all nodes."""
+class MachineWrites(Writes, Protocol):
+    """A transaction in which nodes are written."""
 
-    capacity: Capacity
-    nodes: Sequence[Node]
-
-
-@dataclass(frozen=True)
-class CapacityPlan(Plan):
-    """The schedules it should have."""
-
-    snapshot: CapacitySnapshot | None = None
-    by_sku: dict[str, Schedule] = field(default_factory=dict)
+    def put_sku(self, value: Sku) -> None: ...
+    def put_node(
+        self, value: Node, boot_id: str, version: str, inventory: dict[str, Any], now: float, provider_id: str = ""
+    ) -> None: ...
 
 
-class CapacityReconciler:
-    """Grants the cluster's own nodes."""
+def register_machine(write: MachineWrites, desk: Desk, hello: AgentHello, now: float, at: float | None = None) -> None:
+    """An agent introduced its machine: write its nodes and instances down, put its time on sale, wake whom it concerns.
 
-    kind = "capacity"
-
-    def observe(self, read: Reads, key: str) -> CapacitySnapshot | None:
-        """The capacity with all nodes; None for one that does not hold time by itself."""
-        capacity = read.capacity(key)
-        if capacity is None or capacity.kind != "market":
-            return None
-        return CapacitySnapshot(capacity, read.nodes())
-
-    def plan(self, snapshot: CapacitySnapshot, now: float) -> CapacityPlan:
-        """As many nodes of each kind as there are."""
-        counts: dict[str, int] = {}
-        for node in snapshot.nodes:
-            counts[node.sku_id] = counts.get(node.sku_id, 0) + (node.state != "lost")
-        wanted = dict(snapshot.capacity.by_sku)
-        said: list[str] = []
-        for sku_id in sorted({*counts, *wanted}):
-            schedule, count = wanted.get(sku_id, Schedule()), counts.get(sku_id, 0)
-            if schedule.nodes_at(now) != count or schedule.next_change(now) is not None:
-                wanted[sku_id] = from_now_on(schedule, count, now)
-                said.append(f"{count} nodes of {sku_id} from now on")
-        return CapacityPlan(tuple(said), bool(said), None, snapshot, wanted)
-
-    def commit(self, plan: CapacityPlan, write: Writes, now: float) -> None:
-        """Write the schedules; wake instances that wait for room."""
-        assert plan.snapshot is not None
-        write.set_capacity_schedules(plan.snapshot.capacity, plan.by_sku, now)
-        wake_waiting(write, now)
-
-    def applied(self, plan: CapacityPlan) -> None:
-        """Nothing is kept in memory."""
+    `now` is wall time, `at` the cluster's; without `at` it is wall time, or that of the test clock if there is one.
+    """
+    if at is None:
+        frozen = write.setting(TEST_CLOCK)
+        at = float(frozen) if frozen else now
+    own = next((p.provider_id for p in write.providers() if p.name == PROVIDER), "")
+    before = [node for node in write.nodes() if node.machine_id == hello.machine_id]
+    sellers = {node.node_id: node.provider_id for node in before}
+    with desk.session(write, at) as market:
+        for sku in hello.skus:
+            write.put_sku(sku)
+        for node in hello.nodes:
+            seller = sellers.get(node.node_id) or own
+            write.put_node(node, hello.boot_id, hello.version, hello.inventory, now, seller)
+        observe_machine(write, hello.machine_id, hello.instances, now)
+        for sku_id in kinds_of([*before, *hello.nodes]):
+            market.supply_changed(sku_id)
+    write.signal("machine", hello.machine_id, now)
+    wake_homeless(write, now)
+    wake_waiting(write, now)
 
 
-def from_now_on(schedule: Schedule, count: int, now: float) -> Schedule:
-    """What was until the present block, then `count` nodes without an end."""
-    start = math.floor(now / BLOCK_S) * BLOCK_S
-    kept: list[Entry] = []
-    for entry in schedule.entries:
-        end = entry.window.end_at
-        if entry.window.start_at >= start or (end is not None and end <= now - HISTORY_S):
-            continue
-        kept.append(Entry(Window(entry.window.start_at, start if end is None else min(end, start)), entry.node_count))
-    return Schedule.of([*kept, Entry(Window(start, None), count)])
+def wake_homeless(write: Writes, now: float) -> None:
+    """Nodes came or went: deployments of endpoints whose kind of node is not there look for one again."""
+    up = {node.sku_id for node in write.nodes() if node.state == "up"}
+    for deployment in write.deployments():
+        if deployment.endpoint_id and deployment.sku_id not in up:
+            write.signal("deployment", deployment.deployment_id, now)
+    for instance in write.instances_live():
+        if instance.granted_at is None and instance.intent == "run":
+            write.signal("instance", instance.instance_id, now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,12 +86,13 @@ class MachineSnapshot:
     linked: bool
     seen_at: float
     instances: tuple[str, ...]
-    capacities: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class MachinePlan(Plan):
-    """The state its nodes should have."""
+    """The state its nodes should have. Durable: what they sell is refunded or sold again with it."""
+
+    durable: ClassVar[bool] = True
 
     snapshot: MachineSnapshot | None = None
     state: str = "up"
@@ -114,9 +103,12 @@ class MachineReconciler:
 
     kind = "machine"
 
-    def __init__(self, live: Live, started_at: float) -> None:
+    def __init__(self, live: Live, started_at: float, desk: Desk, clock: Clock) -> None:
         self._live = live
         self._started_at = started_at
+        self._desk = desk
+        self._clock = clock
+        """The cluster's: what the market goes by. Silence is wall time."""
 
     def observe(self, read: Reads, key: str) -> MachineSnapshot | None:
         """The machine's nodes; None when it has none."""
@@ -131,7 +123,6 @@ class MachineReconciler:
             key in self._live.machines,
             seen_at,
             tuple(i.instance_id for i in read.instances_on(key)),
-            tuple(c.capacity_id for c in read.capacities()),
         )
 
     def plan(self, snapshot: MachineSnapshot, now: float) -> MachinePlan:
@@ -150,16 +141,24 @@ class MachineReconciler:
         return MachinePlan(said, changed, recheck_s, snapshot, state)
 
     def commit(self, plan: MachinePlan, write: Writes, now: float) -> None:
-        """Write the state; wake capacities and, when it is lost, its instances."""
+        """Write the state and what it means to the market; wake its instances when it is lost."""
         assert plan.snapshot is not None
-        for node in plan.snapshot.nodes:
-            write.set_node_state(node.node_id, plan.state)
-        for capacity_id in plan.snapshot.capacities:
-            write.signal("capacity", capacity_id, now)
+        nodes = plan.snapshot.nodes
+        with self._desk.session(write, self._clock()) as market:
+            for node in nodes:
+                write.set_node_state(node.node_id, plan.state)
+            for sku_id in kinds_of(nodes):
+                market.supply_changed(sku_id)
         if plan.state == "lost":
             for instance_id in plan.snapshot.instances:
                 write.signal("instance", instance_id, now)
+        wake_homeless(write, now)
         wake_waiting(write, now)
 
     def applied(self, plan: MachinePlan) -> None:
         """Nothing is kept in memory."""
+
+
+def kinds_of(nodes: Iterable[Node]) -> list[str]:
+    """The SKUs of nodes, each once, in order."""
+    return list(dict.fromkeys(node.sku_id for node in nodes))

@@ -1,19 +1,27 @@
-"""Deployments: as many instances of the wanted revision as the target says, replaced without a gap on an update.
+"""Deployments of endpoints: as many instances of the wanted revision as the target says, replaced without a gap.
 
 An update starts the new instances first; each one that becomes ready lets one old instance go, idle ones first. Where
-there is no room for both, one old instance makes room at a time.
+there is no room for both, one old instance makes room at a time. Instances are made and stopped inside a session of the
+desk, so that the time they need is bought, and their quota granted, with the same commit. Deployments that stand alone
+are kept by the desk itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from nanopod.control.choosing import choose_sku, instance_name, places_up, template_of
 from nanopod.control.endpoint import slots_of
 from nanopod.control.live import Live
-from nanopod.control.ports import NewId, Plan, Reads, Writes
+from nanopod.control.ports import Clock, NewId, Plan, Reads, Writes
+from nanopod.control.telling import shortage, tell_instance
 from nanopod.model.chain import Deployment, Instance, Revision
+from nanopod.scheduler.placement.fit import fit
+
+if TYPE_CHECKING:
+    from nanopod.control.market.desk import Desk, Market
 
 MAKE_MAX: Final = 100
 """Instances made in one transaction."""
@@ -28,16 +36,28 @@ class DeploymentSnapshot:
     instances: Sequence[Instance]
     ready: frozenset[str] = frozenset()
     in_flight: tuple[tuple[str, int], ...] = ()
+    short: str = ""
+    """Why its instances get no time at present, as their procurement says; "" while they do."""
+    kinds: tuple[str, ...] = ()
+    """Kinds of nodes (SKUs) it could run on, looked up only while it has none with a node that is up."""
+    misfit: str = ""
+    """Why none of the nodes that are up would do."""
 
 
 @dataclass(frozen=True)
 class DeploymentPlan(Plan):
-    """Instances to make and to stop."""
+    """Instances to make and to stop. Durable: time is bought and sold with them."""
+
+    durable: ClassVar[bool] = True
 
     snapshot: DeploymentSnapshot | None = None
     make: int = 0
     stop: tuple[Instance, ...] = ()
     why: tuple[str, ...] = ()
+    choose: bool = False
+    """Choose the kind of node to run on."""
+    adopt: bool = False
+    """Make the template that an earlier version did not make."""
 
 
 class DeploymentReconciler:
@@ -45,23 +65,33 @@ class DeploymentReconciler:
 
     kind = "deployment"
 
-    def __init__(self, live: Live, new_id: NewId) -> None:
+    def __init__(self, live: Live, new_id: NewId, desk: Desk, clock: Clock) -> None:
         self._live = live
         self._new_id = new_id
+        self._desk = desk
+        self._clock = clock
+        """The cluster's: what rows and the market show. Back-off counts the driver's time."""
 
     def observe(self, read: Reads, key: str) -> DeploymentSnapshot | None:
-        """The deployment, the revision it runs and its instances."""
+        """The deployment, the revision it runs and its instances; None for one without an endpoint."""
         deployment = read.deployment(key)
-        revision = read.revision(deployment.revision_id) if deployment else None
-        if deployment is None or revision is None:
+        if deployment is None or not deployment.endpoint_id:
+            return None
+        revision = read.revision(deployment.revision_id)
+        if revision is None:
             return None
         instances = read.instances_of(deployment.endpoint_id)
+        waiting = any(i.granted_at is None and i.intent == "run" for i in instances)
+        kinds, misfit = _kinds(read, deployment, revision) if waiting or not deployment.sku_id else ((), "")
         return DeploymentSnapshot(
             deployment,
             revision,
             instances,
             ready=frozenset(i.instance_id for i in instances if self._live.ready(i.instance_id, i.epoch)),
             in_flight=tuple((i.instance_id, self._live.in_flight(i.instance_id, i.epoch)) for i in instances),
+            short=shortage(read, deployment.capacity_id, deployment.sku_id) if waiting else "",
+            kinds=kinds,
+            misfit=misfit,
         )
 
     def plan(self, snapshot: DeploymentSnapshot, now: float) -> DeploymentPlan:
@@ -92,10 +122,15 @@ class DeploymentReconciler:
             missing = 1  # one at a time until a start succeeds
         if missing:
             why.append(f"makes {missing}: {len(current)} of {target}")
+        if snapshot.misfit:
+            why.append(snapshot.misfit)
         decided = tuple(why)
         acts = bool(missing or stop)
-        changes = acts or decided != deployment.reasons
-        return DeploymentPlan(decided if acts else (), changes, recheck_s, snapshot, missing, tuple(stop), decided)
+        choose, adopt = bool(snapshot.kinds), not deployment.template_id
+        changes = acts or choose or adopt or decided != deployment.reasons
+        return DeploymentPlan(
+            decided if acts else (), changes, recheck_s, snapshot, missing, tuple(stop), decided, choose, adopt
+        )
 
     def _replaced(
         self,
@@ -111,44 +146,148 @@ class DeploymentReconciler:
         if surplus:
             why.append(f"stops {surplus} of the earlier revision: {new_ready} of {target} new ones are ready")
         stopping = any(i.intent == "stop" for i in snapshot.instances)
-        waits = any(i.node_id is None and i.reason for i in current)
+        # One that only waits for its first block gets its place without anybody leaving.
+        waits = any(i.node_id is None and i.reason and (i.granted_at is not None or snapshot.short) for i in current)
         if not surplus and waits and not stopping:
             surplus = 1
             why.append("stops 1 of the earlier revision to make room for the new one")
         return _least_missed(old, snapshot)[:surplus]
 
     def commit(self, plan: DeploymentPlan, write: Writes, now: float) -> None:
-        """Add and stop the instances; wake them."""
+        """Add and stop the instances, with what they mean to the market; wake them."""
         assert plan.snapshot is not None
         deployment = plan.snapshot.deployment
-        write.set_deployment(deployment, reasons=plan.why, updated_at=now)
         for reason in plan.reasons:
             write.tell("deployment", deployment.deployment_id, deployment.endpoint_id, reason, now)
-        for instance in plan.stop:
-            write.set_instance(instance, intent="stop")
-            write.signal("instance", instance.instance_id, now)
-        slots = slots_of(plan.snapshot.revision.spec)
-        for _ in range(plan.make):
-            instance_id = self._new_id("instance")
-            write.add_instance(instance_id, deployment, deployment.revision_id, slots, now)
-            write.signal("instance", instance_id, now)
+        if not (plan.make or plan.stop or plan.choose or plan.adopt):
+            write.set_deployment(deployment, reasons=plan.why)
+            return
+        at = self._clock()
+        with self._desk.session(write, at) as market:
+            values: dict[str, Any] = {"reasons": plan.why, "updated_at": at}
+            sku_id = self._choose(plan, market, write, now) if plan.choose else deployment.sku_id
+            if sku_id != deployment.sku_id:
+                values["sku_id"] = sku_id
+            if plan.adopt:
+                values["template_id"] = self._adopt(deployment, write, at)
+            write.set_deployment(deployment, **values)
+            for instance in plan.stop:
+                write.set_instance(instance, intent="stop", reason=_stopped(instance, deployment))
+                write.signal("instance", instance.instance_id, now)
+            if plan.make:
+                template_id = values.get("template_id", deployment.template_id)
+                self._make(plan, write, now, replace(deployment, sku_id=sku_id, template_id=template_id))
+            if sku_id and (plan.make or plan.choose):
+                market.ensure_procurement(deployment.capacity_id, sku_id)
+            market.changed(deployment.capacity_id)
         if plan.stop or plan.make:
             write.hint("tables")
         if plan.stop:
             write.hint("wanted")
 
+    def _choose(self, plan: DeploymentPlan, market: Market, write: Writes, now: float) -> str:
+        """Choose the kind of node; point the instances that await allocation at it."""
+        assert plan.snapshot is not None
+        deployment, spec = plan.snapshot.deployment, plan.snapshot.revision.spec
+        choice = choose_sku(market, write, spec, deployment.target_instance_count)
+        if not choice.sku_id or choice.sku_id == deployment.sku_id:
+            return deployment.sku_id
+        said = f"runs on {choice.sku_id}: {'; '.join(choice.reasons)}"
+        write.tell("deployment", deployment.deployment_id, deployment.endpoint_id, said, now)
+        gone = {instance.instance_id for instance in plan.stop}
+        for instance in plan.snapshot.instances:
+            if instance.granted_at is None and instance.instance_id not in gone:
+                write.set_instance(instance, sku_id=choice.sku_id, reason="")
+                write.signal("instance", instance.instance_id, now)
+        return choice.sku_id
+
+    def _adopt(self, deployment: Deployment, write: Writes, at: float) -> str:
+        made = template_of(
+            *(write, deployment.workspace_id, deployment.name, deployment.endpoint_id, self._new_id("template"), at)
+        )
+        write.add_template(made)
+        return made.template_id
+
+    def _make(self, plan: DeploymentPlan, write: Writes, now: float, deployment: Deployment) -> None:
+        """Add the instances. They await allocation until the capacity's quota lets them run."""
+        assert plan.snapshot is not None
+        at = self._clock()
+        slots = slots_of(plan.snapshot.revision.spec)
+        first = write.next_number("instance", plan.make)
+        for seq in range(first, first + plan.make):
+            instance_id = self._new_id("instance")
+            made = new_instance(instance_id, seq, deployment, slots, at)
+            write.add_instance(made)
+            tell_instance(write, made, "created", at)
+            write.signal("instance", instance_id, now)
+
     def applied(self, plan: DeploymentPlan) -> None:
         """Nothing is kept in memory."""
 
 
+def new_instance(instance_id: str, seq: int, deployment: Deployment, slots: int, at: float) -> Instance:
+    """A new instance of an endpoint's deployment: queued, not granted, not placed."""
+    return Instance(
+        instance_id=instance_id,
+        deployment_id=deployment.deployment_id,
+        endpoint_id=deployment.endpoint_id,
+        workspace_id=deployment.workspace_id,
+        revision_id=deployment.revision_id,
+        capacity_id=deployment.capacity_id,
+        node_id=None,
+        epoch=1,
+        generation=0,
+        intent="run",
+        phase="queued",
+        slots=slots,
+        pid=None,
+        exit_code=None,
+        reason="",
+        failure=None,
+        fails=0,
+        not_before=0.0,
+        ready_at=None,
+        created_at=at,
+        ended_at=None,
+        seq=seq,
+        name=instance_name(deployment, instance_id),
+        sku_id=deployment.sku_id,
+        template_id=deployment.template_id,
+    )
+
+
+def _stopped(instance: Instance, deployment: Deployment) -> str:
+    """Why an instance is told to stop."""
+    if instance.revision_id != deployment.revision_id:
+        return f"deployment {deployment.name} runs revision {deployment.revision_id} now"
+    return f"deployment {deployment.name} wants {deployment.target_instance_count}"
+
+
+def _kinds(read: Reads, deployment: Deployment, revision: Revision) -> tuple[tuple[str, ...], str]:
+    """(the kinds of nodes it could move to, why there is none); nothing while its own kind has a node that is up."""
+    places = places_up(read)
+    if not places or deployment.sku_id in places:
+        return (), ""
+    if len(places) == 1:
+        return tuple(places), ""
+    query = revision.spec.image.query
+    found = {sku.sku_id: (sku, fit(query, sku)) for sku in read.skus() if sku.sku_id in places}
+    good = tuple(sku_id for sku_id, (_, fitting) in found.items() if fitting.good)
+    if good:
+        return good, ""
+    words = [f"{sku.alias}: {'; '.join(fitting.unmet)}" for sku, fitting in found.values()]
+    return (), f"no kind of node meets its requirements ({', '.join(words)})"
+
+
 def _least_missed(instances: Sequence[Instance], snapshot: DeploymentSnapshot) -> list[Instance]:
-    """Whom to stop first: those furthest from ready, then the least busy, then the youngest."""
+    """Whom to stop first: those furthest from ready (awaiting ones before all), then the least busy, the youngest."""
     in_flight = dict(snapshot.in_flight)
     phases = ("queued", "preparing", "starting", "loading")
 
-    def order(instance: Instance) -> tuple[bool, int, int, float, str]:
+    def order(instance: Instance) -> tuple[bool, bool, int, int, int, str]:
         ready = instance.instance_id in snapshot.ready
         progress = phases.index(instance.phase) if instance.phase in phases else len(phases)
-        return ready, progress, in_flight.get(instance.instance_id, 0), -instance.created_at, instance.instance_id
+        busy = in_flight.get(instance.instance_id, 0)
+        return ready, instance.granted_at is not None, progress, busy, -instance.seq, instance.instance_id
 
     return sorted(instances, key=order)

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from nanopod.control.choosing import retire_template
 from nanopod.control.live import Live, Load
 from nanopod.control.ports import Plan, Reads, Writes
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
@@ -242,6 +243,9 @@ class EndpointReconciler:
         assert plan.snapshot is not None
         endpoint, deployment = plan.snapshot.endpoint, plan.snapshot.deployment
         if plan.purge:
+            write.delete_deployment(deployment.deployment_id)
+            if deployment.template_id:
+                write.delete_template(deployment.template_id)
             write.purge_endpoint(endpoint.endpoint_id)
             return
         for reason in plan.reasons:
@@ -265,6 +269,7 @@ class EndpointReconciler:
             )
             write.signal("deployment", deployment.deployment_id, now)
         if plan.delete:
+            retire_template(write, deployment)
             write.signal("endpoint", endpoint.endpoint_id, now)
         if plan.reasons or plan.failure != endpoint.failure:
             write.hint("tables")

@@ -2,7 +2,11 @@
 
 Every start has its own epoch, and the next one is decided only after the agent said that this one is over: two epochs
 of an instance never run at once. A start that fails by the user's fault ends the instance (its deployment makes another
-and the revision's failures are counted); anything else is tried again in place, then elsewhere.
+and the revision's failures are counted); anything else is tried again in place, then elsewhere. An instance without an
+endpoint runs a script, not a worker: it is ready when its agent says so, and a crash ends it as failed.
+
+Whether an instance may run is decided by the desk (its capacity's quota); here only those it granted are placed, and
+what ends is told to it in the same transaction.
 """
 
 from __future__ import annotations
@@ -10,15 +14,19 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Final, Literal
+from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from nanopod.control.live import Live
-from nanopod.control.ports import Plan, Reads, Writes
-from nanopod.model.capacity import Capacity, Node
+from nanopod.control.ports import Clock, Plan, Reads, Writes
+from nanopod.control.telling import QUOTA, awaits, is_machine, owner_of, tell_instance
+from nanopod.model.capacity import Node
 from nanopod.model.chain import Instance
 from nanopod.model.endpoint import Failure
 from nanopod.model.errors import Conflict
 from nanopod.scheduler.placement.place import Candidate, place, refusal
+
+if TYPE_CHECKING:
+    from nanopod.control.market.desk import Desk
 
 BACKOFF_S_MIN: Final = 1.0
 BACKOFF_S_MAX: Final = 60.0
@@ -29,7 +37,11 @@ STEADY_S: Final = 10.0
 """A worker that was ready for this long starts its back-off anew."""
 CRASH_BACKOFF_S_MAX: Final = 5.0
 """Longest wait after the crash of a worker that had been ready."""
+ENDED_KEPT_MAX: Final = 200
+"""Ended instances remembered per deployment without an endpoint."""
 ROOM_RECHECK_S: Final = 5.0
+QUOTA_RECHECK_S: Final = 30.0
+"""A grant wakes the instance at once; this only keeps the reason of its waiting fresh."""
 
 Step = Literal["none", "place", "wait", "restart", "ready", "end"]
 
@@ -47,13 +59,16 @@ class InstanceSnapshot:
     """An instance with what its next step depends on."""
 
     instance: Instance
-    capacity: Capacity | None
     node: Node | None
     candidates: Sequence[Candidate]
-    """Only for an instance that is not placed."""
+    """Only for an instance that is granted and not placed."""
     avoid: tuple[tuple[str, int], ...]
     """(node, failed starts of this endpoint there lately)."""
     ready: bool
+    awaits: str = ""
+    """Why it is not granted yet."""
+    at: float = 0.0
+    """The cluster's time."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +90,11 @@ class InstancePlan(Plan):
 
 def candidates_of(read: Reads) -> list[Candidate]:
     """Every node with what is taken of it now."""
-    used: dict[str, list[str]] = {}
+    used: dict[str, int] = {}
     for instance in read.instances_live():
         if instance.node_id is not None:
-            used.setdefault(instance.node_id, []).append(instance.capacity_id)
-    return [
-        Candidate(node, len(used.get(node.node_id, ())), frozenset(used.get(node.node_id, ()))) for node in read.nodes()
-    ]
+            used[instance.node_id] = used.get(instance.node_id, 0) + 1
+    return [Candidate(node, used.get(node.node_id, 0)) for node in read.nodes()]
 
 
 class InstanceReconciler:
@@ -89,30 +102,43 @@ class InstanceReconciler:
 
     kind = "instance"
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: Live, desk: Desk, clock: Clock) -> None:
         self._live = live
+        self._desk = desk
+        self._clock = clock
+        """The cluster's: what rows and the market show. Back-off counts the driver's time."""
 
     def observe(self, read: Reads, key: str) -> InstanceSnapshot | None:
-        """The instance; with all nodes while it is not placed."""
+        """The instance; with all nodes while it is granted and not placed."""
         instance = read.instance(key)
         if instance is None or instance.ended_at is not None:
             return None
-        nodes = read.nodes()
         candidates: list[Candidate] = []
         avoid: dict[str, int] = {}
-        if instance.node_id is None and instance.intent == "run":
+        node: Node | None = None
+        why = ""
+        if instance.node_id is not None:
+            node = next((known for known in read.nodes() if known.node_id == instance.node_id), None)
+        elif instance.intent == "run" and instance.granted_at is None:
+            why = awaits(read, instance)
+        elif instance.intent == "run":
             candidates = candidates_of(read)
-            for other in read.instances_of(instance.endpoint_id, ended=True):
+            for other in self._siblings(read, instance):
                 if other.node_id and other.phase == "failed" and other.revision_id == instance.revision_id:
                     avoid[other.node_id] = avoid.get(other.node_id, 0) + 1
+        linked = self._live.ready(instance.instance_id, instance.epoch)
+        ready = instance.phase == "ready" if is_machine(instance) else linked
         return InstanceSnapshot(
-            instance,
-            read.capacity(instance.capacity_id),
-            next((node for node in nodes if node.node_id == instance.node_id), None),
-            candidates,
-            tuple(sorted(avoid.items())),
-            self._live.ready(instance.instance_id, instance.epoch),
-        )
+            instance, node, candidates, tuple(sorted(avoid.items())), ready, why, self._clock()
+        )  # fmt: skip
+
+    def _siblings(self, read: Reads, instance: Instance) -> list[Instance]:
+        """Instances of the same owner, those that are gone as well."""
+        if instance.endpoint_id:
+            return read.instances_of(instance.endpoint_id, ended=True)
+        if instance.deployment_id:
+            return read.instances_of_deployment(instance.deployment_id, ended=True)
+        return []
 
     def plan(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
         """The next step."""
@@ -134,18 +160,20 @@ class InstanceReconciler:
         if over:
             return self._after_failure(snapshot, now)
         if snapshot.ready and instance.ready_at is None:
-            took_s = now - max(instance.created_at, instance.not_before)
+            took_s = snapshot.at - instance.created_at if instance.epoch == 1 else now - instance.not_before
             return InstancePlan((f"ready after {took_s:.2f} s",), True, None, snapshot, "ready")
         return InstancePlan(snapshot=snapshot)
 
     def _place(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
-        if snapshot.capacity is None:
-            reason = f"capacity {snapshot.instance.capacity_id} is gone"
-            return InstancePlan((reason,), True, None, snapshot, "end", reason=reason)
-        placement = place(snapshot.capacity, snapshot.candidates, now, dict(snapshot.avoid))
+        instance = snapshot.instance
+        if instance.granted_at is None:
+            known = snapshot.awaits == instance.reason
+            why = snapshot.awaits
+            return InstancePlan((why,), not known, QUOTA_RECHECK_S, snapshot, "wait", reason=why)
+        placement = place(instance.sku_id, snapshot.candidates, dict(snapshot.avoid))
         reason = "; ".join(placement.reasons)
         if placement.node_id is None:
-            known = reason == snapshot.instance.reason
+            known = reason == instance.reason
             return InstancePlan(
                 (f"waits for room: {reason}",), not known, ROOM_RECHECK_S, snapshot, "wait", reason=reason
             )
@@ -161,6 +189,9 @@ class InstanceReconciler:
         if failure.user_fault and never_ready:
             said = f"failed at {failure.stage}: {failure.message}"
             return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure, blame=True)
+        if is_machine(instance) and not never_ready:
+            said = f"failed: {failure.message}"
+            return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
         if never_ready:
             fails = instance.fails + 1
             wait_s = backoff_s(fails, instance.instance_id)
@@ -186,9 +217,9 @@ class InstanceReconciler:
         assert plan.snapshot is not None
         instance = plan.snapshot.instance
         for reason in plan.reasons:
-            write.tell("instance", instance.instance_id, instance.endpoint_id, reason, now)
+            write.tell("instance", instance.instance_id, owner_of(instance), reason, now)
         if plan.step == "place":
-            self._take(plan, write, now)
+            self._take(plan, write)
         elif plan.step == "wait":
             write.set_instance(instance, reason=plan.reason)
             write.signal("deployment", instance.deployment_id, now)  # an earlier revision may make room
@@ -198,18 +229,17 @@ class InstanceReconciler:
             self._ready(instance, write, now)
         elif plan.step == "end":
             self._end(plan, instance, write, now)
-        write.signal("endpoint", instance.endpoint_id, now)
-        write.hint("tables")
+        if instance.endpoint_id:
+            write.signal("endpoint", instance.endpoint_id, now)
+            write.hint("tables")
         write.hint("wanted")
 
-    def _take(self, plan: InstancePlan, write: Writes, now: float) -> None:
+    def _take(self, plan: InstancePlan, write: Writes) -> None:
         """Take the slot, if nobody took it between the look and now."""
         assert plan.snapshot is not None
         instance = plan.snapshot.instance
-        capacity = write.capacity(instance.capacity_id)
-        candidates = candidates_of(write)
-        chosen = next((c for c in candidates if c.node.node_id == plan.node_id), None)
-        if capacity is None or chosen is None or refusal(capacity, chosen, candidates, now):
+        chosen = next((c for c in candidates_of(write) if c.node.node_id == plan.node_id), None)
+        if chosen is None or refusal(instance.sku_id, chosen):
             raise Conflict(f"node {plan.node_id} was taken meanwhile")
         write.set_instance(instance, node_id=plan.node_id, reason="")
 
@@ -229,6 +259,8 @@ class InstanceReconciler:
 
     def _ready(self, instance: Instance, write: Writes, now: float) -> None:
         write.set_instance(instance, ready_at=now, failure=None, reason="")
+        if instance.ready_at is None and instance.epoch == 1:
+            tell_instance(write, instance, "running", self._clock(), node=instance.node_id or "")
         revision = write.revision(instance.revision_id)
         if revision is not None:
             healthy_at = now if revision.healthy_at is None else revision.healthy_at
@@ -236,34 +268,52 @@ class InstanceReconciler:
         deployment = write.deployment(instance.deployment_id)
         if deployment is not None and deployment.fails:
             write.set_deployment(deployment, fails=0, not_before=0.0)
-        write.signal("deployment", instance.deployment_id, now)
+        if deployment is not None:
+            write.signal("deployment", instance.deployment_id, now)
 
     def _end(self, plan: InstancePlan, instance: Instance, write: Writes, now: float) -> None:
+        """It is gone: count what there is to count, and let the market know that its place is free."""
         failed = plan.failure is not None
-        write.set_instance(
-            instance,
-            phase="failed" if failed else "ended",
-            failure=plan.failure or instance.failure,
-            reason=plan.reason,
-            ended_at=now,
-        )
-        revision = write.revision(instance.revision_id) if plan.blame else None
-        if revision is not None:
-            write.set_revision(instance.revision_id, failures=revision.failures + 1, failure=plan.failure)
-        deployment = write.deployment(instance.deployment_id) if failed else None
-        if deployment is not None:
-            fails = deployment.fails + 1
-            write.set_deployment(deployment, fails=fails, not_before=now + backoff_s(fails, instance.deployment_id))
-        write.signal("deployment", instance.deployment_id, now)
-        write.forget_ended(instance.endpoint_id)
+        at = self._clock()
+        with self._desk.session(write, at) as market:
+            write.set_instance(
+                instance,
+                phase="failed" if failed else "ended",
+                failure=plan.failure or instance.failure,
+                reason=plan.reason,
+                ended_at=at,
+            )
+            if not plan.reason.startswith(QUOTA):  # the desk has told already
+                tell_instance(write, instance, "failed" if failed else "terminated", at, reason=plan.reason)
+            revision = write.revision(instance.revision_id) if plan.blame else None
+            if revision is not None:
+                write.set_revision(instance.revision_id, failures=revision.failures + 1, failure=plan.failure)
+            deployment = write.deployment(instance.deployment_id)
+            if deployment is not None and failed:
+                fails = deployment.fails + 1
+                write.set_deployment(deployment, fails=fails, not_before=now + backoff_s(fails, instance.deployment_id))
+            if deployment is not None:
+                write.signal("deployment", instance.deployment_id, now)
+            if instance.endpoint_id:
+                write.forget_ended(instance.endpoint_id)
+            elif instance.deployment_id:
+                _forget_ended(write, instance.deployment_id)
+            market.changed(instance.capacity_id)
         wake_waiting(write, now)
 
     def applied(self, plan: InstancePlan) -> None:
         """Nothing is kept in memory."""
 
 
+def _forget_ended(write: Writes, deployment_id: str) -> None:
+    """Keep the history of a deployment's instances short."""
+    ended = [i for i in write.instances_of_deployment(deployment_id, ended=True) if i.ended_at is not None]
+    for old in sorted(ended, key=lambda i: i.seq)[:-ENDED_KEPT_MAX]:
+        write.delete_instance(old.instance_id)
+
+
 def wake_waiting(write: Writes, now: float) -> None:
-    """Room came free: everybody who waits for it looks again."""
+    """Room came free: every granted instance that waits for it looks again."""
     for other in write.instances_live():
-        if other.node_id is None and other.intent == "run":
+        if other.node_id is None and other.intent == "run" and other.granted_at is not None:
             write.signal("instance", other.instance_id, now)

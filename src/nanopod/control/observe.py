@@ -24,7 +24,8 @@ def observe_machine(write: Writes, machine_id: str, seen: Sequence[ObservedInsta
             changed += 1
             write.set_instance(instance, **values)
             write.signal("instance", instance.instance_id, now)
-            write.signal("endpoint", instance.endpoint_id, now)
+            if instance.endpoint_id:
+                write.signal("endpoint", instance.endpoint_id, now)
     if changed:
         write.hint("tables")
     return changed
@@ -49,6 +50,8 @@ def _changes(instance: Instance, seen: ObservedInstance | None) -> dict[str, Any
         "exit_code": seen.exit_code if seen.signal is None else -seen.signal,
         "reason": seen.reason,
     }
+    if instance.intent == "stop" and instance.reason:
+        del found["reason"]  # why it was told to stop says more than how it stops
     if seen.failure is not None:
         found["failure"] = seen.failure
     return {name: value for name, value in found.items() if getattr(instance, name) != value}

@@ -13,6 +13,7 @@ from typing import Final
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Gateways, Reads, Secrets, Store
+from nanopod.control.telling import notice_of
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
 from nanopod.model.errors import NanopodError
 from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
@@ -95,6 +96,7 @@ def worker_row(instance: Instance, token: str) -> WorkerRow:
         slots=instance.slots,
         token_digest=hashlib.sha256(token.encode()).hexdigest(),
         draining=instance.intent == "stop",
+        doomed_at=notice.at if (notice := notice_of(instance)) is not None else None,
     )
 
 
@@ -169,6 +171,8 @@ class TablesPublisher:
         by_endpoint: dict[str, list[Instance]] = {}
         workers: dict[str, WorkerRow] = {}
         for instance in read.instances_live():
+            if not instance.endpoint_id:
+                continue  # it runs a script: no request is routed to it
             by_endpoint.setdefault(instance.endpoint_id, []).append(instance)
             if instance.node_id is not None:
                 token = self._secrets.join_token(instance.instance_id, instance.epoch)

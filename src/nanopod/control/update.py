@@ -95,6 +95,12 @@ def check(spec: EndpointSpec) -> None:
             raise Invalid(
                 f"{name}: {value!r} must be letters, digits and . _ -, beginning with a letter or digit", field=name
             )
+    if spec.kind == "machine":
+        raise Invalid(
+            "kind: an endpoint is of kind 'function' or 'model'; for instances that run a script make a deployment "
+            "with an instance template",
+            field="kind",
+        )
     if spec.kind == "model":
         _check_model(spec)
     else:

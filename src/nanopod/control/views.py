@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from nanopod.control.live import Live
-from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
+from nanopod.control.telling import AWAITS, is_machine
+from nanopod.model.chain import Deployment, Endpoint, Instance, Revision, Template
 from nanopod.model.endpoint import Failure
+
+_MARKET_PHASES: Final = {
+    "queued": "placing",
+    "preparing": "pulling",
+    "starting": "booting",
+    "loading": "booting",
+    "ready": "ready",
+    "draining": "draining",
+    "stopping": "stopping",
+}
+"""The market's words for what an instance does; nothing once it is gone."""
+_CODES: Final = ("insufficient_balance", "price_above_limit", "no_supply", "kept_manual", "disabled")
+"""What may stand in an instance's way, as a procurement's status begins."""
 
 
 def whole(at: float | None) -> int | None:
@@ -23,25 +37,39 @@ def failure_view(failure: Failure | None) -> dict[str, Any] | None:
 
 
 def instance_view(instance: Instance, live: Live) -> dict[str, Any]:
-    """One instance; `phase` is `ready` only while it is linked and takes work."""
+    """One instance; the `phase` of a worker is `ready` only while it is linked and takes work.
+
+    `market_phase` says the same in the market's words, null while it awaits allocation and once it is gone.
+    """
     link = live.link(instance.instance_id, instance.epoch) if instance.ended_at is None else None
-    ready = link is not None and link.ready
     phase = instance.phase
-    if ready and phase in ("starting", "loading", "ready"):
-        phase = "draining" if instance.intent == "stop" else "ready"
-    elif phase == "ready":
-        phase = "loading"
+    if is_machine(instance):
+        ready = phase == "ready" and instance.ended_at is None
+    else:
+        ready = link is not None and link.ready
+        if ready and phase in ("starting", "loading", "ready"):
+            phase = "draining" if instance.intent == "stop" else "ready"
+        elif phase == "ready":
+            phase = "loading"
+    status = market_status(instance)
     return {
         "id": instance.instance_id,
         "object": "instance",
         "workspace_id": instance.workspace_id,
-        "endpoint_id": instance.endpoint_id,
-        "deployment_id": instance.deployment_id,
-        "revision_id": instance.revision_id,
+        "name": instance.name or None,
+        "endpoint_id": instance.endpoint_id or None,
+        "deployment_id": instance.deployment_id or None,
+        "revision_id": instance.revision_id or None,
         "capacity_id": instance.capacity_id,
+        "instance_sku_id": instance.sku_id or None,
         "node_id": instance.node_id,
-        "status": _market_status(instance),
+        "status": status,
+        "status_reason": instance.reason or None,
         "phase": phase,
+        "market_phase": _MARKET_PHASES.get(phase) if status == "running" else None,
+        "early_start": status == "running" and instance.early_until is not None,
+        "priority_level": instance.priority,
+        "tags": dict(instance.tags),
         "ready": ready,
         "linked": link is not None,
         "in_flight": link.in_flight if link else 0,
@@ -59,10 +87,11 @@ def instance_view(instance: Instance, live: Live) -> dict[str, Any]:
     }
 
 
-def _market_status(instance: Instance) -> str:
+def market_status(instance: Instance) -> str:
+    """`awaiting_allocation` until its capacity's quota lets it run, then `running`, then `terminated` or `failed`."""
     if instance.ended_at is not None:
         return "failed" if instance.phase == "failed" else "terminated"
-    return "awaiting_allocation" if instance.node_id is None else "running"
+    return "awaiting_allocation" if instance.granted_at is None else "running"
 
 
 def status_of(
@@ -92,8 +121,7 @@ def endpoint_view(
     ready_new = [i for i in ready if i.revision_id == endpoint.revision_id]
     current = [i for i in running if i.revision_id == endpoint.revision_id]
     spec = revision.spec
-    reasons = [*endpoint.reasons, *deployment.reasons]
-    reasons += sorted({f"an instance waits: {i.reason}" for i in running if i.node_id is None and i.reason})
+    reasons = [*endpoint.reasons, *deployment.reasons, *_waits(running)]
     return {
         "id": endpoint.endpoint_id,
         "object": "endpoint",
@@ -132,25 +160,94 @@ def endpoint_view(
 def deployment_view(
     deployment: Deployment, endpoint: Endpoint | None, instances: Sequence[Instance], live: Live
 ) -> dict[str, Any]:
-    """One deployment."""
-    ready = sum(1 for i in instances if i.intent == "run" and live.ready(i.instance_id, i.epoch))
-    name = endpoint.full_name if endpoint else None
+    """One deployment. `reasons` say why it has as many instances as it has."""
+    wanted = [i for i in instances if i.intent == "run"]
+    ready = sum(1 for i in wanted if _is_ready(i, live))
+    reasons = [*deployment.reasons, *_waits(wanted)]
     return {
         "id": deployment.deployment_id,
         "object": "deployment",
-        "kind": "generic",
-        "name": name,
+        "kind": deployment.kind,
+        "name": deployment.name,
         "workspace_id": deployment.workspace_id,
-        "endpoint_id": deployment.endpoint_id,
-        "endpoint": name,
+        "endpoint_id": deployment.endpoint_id or None,
+        "endpoint": endpoint.full_name if endpoint else None,
         "capacity_id": deployment.capacity_id,
-        "revision_id": deployment.revision_id,
+        "instance_sku_id": deployment.sku_id or None,
+        "instance_template_id": deployment.template_id or None,
+        "instance_name_template": deployment.instance_name_template or None,
+        "enabled": deployment.enabled,
+        "revision_id": deployment.revision_id or None,
         "target_instance_count": deployment.target_instance_count,
-        "instance_count": sum(1 for i in instances if i.intent == "run"),
+        "instance_count": len(wanted),
+        "running_instance_count": sum(1 for i in wanted if market_status(i) == "running"),
         "ready_instance_count": ready,
         "instances": [i.instance_id for i in instances],
-        "reasons": list(deployment.reasons),
-        "status": {"state": "warning" if deployment.fails else "info", "message": "; ".join(deployment.reasons)},
+        "reasons": reasons,
+        "status": deployment_status(deployment, wanted),
+        "tags": dict(deployment.tags),
         "created_at": whole(deployment.created_at),
         "updated_at": whole(deployment.updated_at),
     }
+
+
+def deployment_status(deployment: Deployment, wanted: Sequence[Instance]) -> dict[str, str]:
+    """`{state, code, message}`; the message begins with the code, so that programs need not read on.
+
+    `wanted` are its instances that shall run.
+    """
+    target = deployment.target_instance_count
+    running = sum(1 for i in wanted if market_status(i) == "running")
+    have = f"{running} of {target} instances run"
+    if not deployment.enabled:
+        return _status("info", "disabled", f"{have}; it is not kept at its number while it is disabled")
+    waits = _waits(wanted)
+    for text in waits:
+        for code in _CODES:
+            if f"{AWAITS}{code}" in text:
+                return _status("warning", code, f"{have}; {'; '.join(waits)}")
+    if deployment.fails:
+        words = "; ".join([*deployment.reasons, *waits]) or "the last start failed"
+        return _status("warning", "failing", f"{have}, {deployment.fails} failed starts in a row; {words}")
+    awaiting = sum(1 for i in wanted if market_status(i) == "awaiting_allocation")
+    if awaiting and not waits:
+        waits = [f"{awaiting} await allocation"]
+    return _status("info", "running", "; ".join([have, *deployment.reasons, *waits]))
+
+
+def _status(state: str, code: str, words: str) -> dict[str, str]:
+    return {"state": state, "code": code, "message": f"{code}: {words}"}
+
+
+def _waits(wanted: Sequence[Instance]) -> list[str]:
+    """Why instances that shall run do not: each reason once, with how many it holds back."""
+    counts: dict[str, int] = {}
+    for instance in wanted:
+        if instance.node_id is None and instance.reason:
+            counts[instance.reason] = counts.get(instance.reason, 0) + 1
+    return [f"{'an instance waits' if n == 1 else f'{n} instances wait'}: {why}" for why, n in sorted(counts.items())]
+
+
+def _is_ready(instance: Instance, live: Live) -> bool:
+    if is_machine(instance):
+        return instance.phase == "ready"
+    return live.ready(instance.instance_id, instance.epoch)
+
+
+def template_view(template: Template, *, cloud_init: bool = False) -> dict[str, Any]:
+    """One instance template; its start-up script only on demand."""
+    shown: dict[str, Any] = {
+        "id": template.template_id,
+        "object": "instance_template",
+        "name": template.name,
+        "workspace_id": template.workspace_id,
+        "image_id": template.image_id or None,
+        "cloud_init_user_data_used": bool(template.cloud_init),
+        "endpoint_id": template.endpoint_id or None,
+        "tags": dict(template.tags),
+        "created_at": whole(template.created_at),
+        "updated_at": whole(template.updated_at),
+    }
+    if cloud_init:
+        shown["cloud_init_user_data"] = template.cloud_init or None
+    return shown

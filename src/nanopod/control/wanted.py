@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from dataclasses import dataclass, field
 from typing import Final
+
+import msgspec
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Agents, Clock, Reads, Secrets, Store
-from nanopod.model.chain import Instance, Revision
-from nanopod.model.endpoint import InstanceSpec
+from nanopod.control.telling import QUOTA, is_machine, notice_of
+from nanopod.model.chain import Image, Instance, Revision
+from nanopod.model.endpoint import EndpointSpec, InstanceSpec
 from nanopod.model.errors import NanopodError
-from nanopod.model.wire import Wanted
+from nanopod.model.wire import ShutdownNotice, Wanted
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +40,40 @@ def instance_spec(instance: Instance, revision: Revision, token: str) -> Instanc
         join_token=token,
         grace_s=GRACE_S,
         lease_s=LEASE_S,
+        name=instance.name,
     )
+
+
+def machine_spec(instance: Instance, image: Image | None, token: str) -> InstanceSpec:
+    """Everything a node needs to run an instance of a template: its start-up script and its root file system."""
+    assert instance.node_id is not None
+    return InstanceSpec(
+        instance_id=instance.instance_id,
+        epoch=instance.epoch,
+        workspace_id=instance.workspace_id,
+        endpoint_id="",
+        revision_id="",
+        node_id=instance.node_id,
+        app=EndpointSpec(instance.name or instance.instance_id, kind="machine"),
+        slots=instance.slots,
+        join_token=token,
+        grace_s=GRACE_S,
+        lease_s=LEASE_S,
+        name=instance.name,
+        cloud_init=instance.cloud_init,
+        image_sha256=image.sha256 if image is not None else "",
+    )
+
+
+@dataclass(slots=True)
+class Orders:
+    """What one machine is told: what runs there, whose end is near, who is stopped hard."""
+
+    instances: list[InstanceSpec] = field(default_factory=list)
+    notices: dict[str, ShutdownNotice] = field(default_factory=dict)
+    killed: list[str] = field(default_factory=list)
+    due: float | None = None
+    """When this changes by the passing of time alone."""
 
 
 class WantedPusher:
@@ -64,7 +101,8 @@ class WantedPusher:
         self._generation = era << 32
         self._fallback = fallback
         self._changed = asyncio.Event()
-        self._sent: dict[str, tuple[list[InstanceSpec], tuple[str, ...]]] = {}
+        self._sent: dict[str, Wanted] = {}
+        """What each machine was told last, with generation 0."""
 
     def changed(self) -> None:
         """Something that a machine shall run may have changed."""
@@ -80,21 +118,35 @@ class WantedPusher:
         """Where workers dial."""
         return tuple(dict.fromkeys(a for known in self._live.gateways.values() for a in known)) or self._fallback
 
-    def build(self, read: Reads, machine_id: str, now: float) -> tuple[list[InstanceSpec], float | None]:
-        """(what the machine shall run now, when that changes by the passing of time)."""
-        wanted: list[InstanceSpec] = []
+    def build(self, read: Reads, machine_id: str, now: float) -> Orders:
+        """What the machine shall run now."""
+        orders = Orders()
         later: list[float] = []
         for instance in read.instances_on(machine_id):
-            if instance.intent != "run" or instance.phase in ("ended", "failed"):
+            if instance.phase in ("ended", "failed"):
+                continue
+            if instance.intent != "run":
+                if instance.reason.startswith(QUOTA):
+                    orders.killed.append(instance.instance_id)
                 continue
             if instance.not_before > now:
                 later.append(instance.not_before)
                 continue
-            revision = read.revision(instance.revision_id)
-            if revision is not None:
-                token = self._secrets.join_token(instance.instance_id, instance.epoch)
-                wanted.append(instance_spec(instance, revision, token))
-        return wanted, min(later, default=None)
+            spec = self._spec(read, instance)
+            if spec is None:
+                continue
+            orders.instances.append(spec)
+            if (notice := notice_of(instance)) is not None:
+                orders.notices[instance.instance_id] = notice
+        orders.due = min(later, default=None)
+        return orders
+
+    def _spec(self, read: Reads, instance: Instance) -> InstanceSpec | None:
+        token = self._secrets.join_token(instance.instance_id, instance.epoch)
+        if is_machine(instance):
+            return machine_spec(instance, read.image(instance.image_id) if instance.image_id else None, token)
+        revision = read.revision(instance.revision_id)
+        return instance_spec(instance, revision, token) if revision is not None else None
 
     async def run(self) -> None:
         """Push until cancelled."""
@@ -107,9 +159,7 @@ class WantedPusher:
                 now = self._clock()
                 machines = list(self._agents.machines())
 
-                def build_all(
-                    read: Reads, machines: list[str] = machines, now: float = now
-                ) -> list[tuple[list[InstanceSpec], float | None]]:
+                def build_all(read: Reads, machines: list[str] = machines, now: float = now) -> list[Orders]:
                     return [self.build(read, machine_id, now) for machine_id in machines]
 
                 built = await self._store.read(build_all)
@@ -118,18 +168,18 @@ class WantedPusher:
                 self._changed.set()
                 await asyncio.sleep(RETRY_S * random.uniform(0.5, 1.0))
                 continue
-            later = [due for _, due in built if due is not None]
+            later = [orders.due for orders in built if orders.due is not None]
             if timer is not None:
                 timer.cancel()
             timer = loop.call_later(max(0.0, min(later) - now), self._changed.set) if later else None
-            for machine_id, (wanted, _) in zip(machines, built, strict=True):
-                self._push(machine_id, wanted)
+            for machine_id, orders in zip(machines, built, strict=True):
+                self._push(machine_id, orders)
 
-    def _push(self, machine_id: str, wanted: list[InstanceSpec]) -> None:
-        content = (wanted, self.addresses)
+    def _push(self, machine_id: str, orders: Orders) -> None:
+        content = Wanted(0, orders.instances, self.addresses, orders.notices, tuple(orders.killed))
         if self._sent.get(machine_id) == content:
             return
         self._generation += 1
         self._sent[machine_id] = content
-        self._agents.push(machine_id, Wanted(self._generation, wanted, self.addresses))
-        log.info("machine=%s wanted=%d generation=%d", machine_id, len(wanted), self._generation)
+        self._agents.push(machine_id, msgspec.structs.replace(content, generation=self._generation))
+        log.info("machine=%s wanted=%d generation=%d", machine_id, len(orders.instances), self._generation)

@@ -104,9 +104,10 @@ class WorkerLink(asyncio.Protocol, Timed):
     """One linked worker. Speaks from 101 on."""
 
     __slots__ = (
-        "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until", "_release", "_seen",
-        "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine", "epoch", "greeted",
-        "in_flight", "instance_id", "perf", "pool", "ready", "revision_id", "slots", "state_detail", "usable",
+        "_announced_at", "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until",
+        "_release", "_seen", "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine",
+        "epoch", "greeted", "in_flight", "instance_id", "perf", "pool", "ready", "revision_id", "slots",
+        "state_detail", "usable",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
@@ -128,7 +129,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.epoch = row.epoch
         self.revision_id = row.revision_id
         self.slots = row.slots
-        self.doomed_at = row.doomed_at
+        self.doomed_at = self._announced_at = row.doomed_at
         self.draining = row.draining
         self.engine = ""
         self.continuation = "none"
@@ -225,8 +226,8 @@ class WorkerLink(asyncio.Protocol, Timed):
         if row is None:
             self.usable = False
             return
-        if row.doomed_at is not None:
-            self.doomed_at = row.doomed_at
+        if row.doomed_at != self._announced_at:
+            self.doomed_at = self._announced_at = row.doomed_at  # an end that was announced may be taken back
         self.usable = self.ready and not self.draining and not row.draining
 
     def _write(self, data: bytes) -> None:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from nanopod.gateway.process import Gateway
 
 BLOB_BYTES_MAX: Final = 256 << 20
+IMAGE_PART_BYTES_MAX: Final = 5 << 30
+"""A part of an image; it is streamed through and never held."""
 INFERENCE: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
@@ -70,8 +72,11 @@ class Surface:
 
     def body_limit(self, head: Head | None) -> int:
         """Largest body of a request, in bytes."""
-        if head is not None and head.method == "PUT" and head.path.startswith("/v1/blobs/"):
-            return BLOB_BYTES_MAX
+        if head is not None and head.method in ("PUT", "POST"):
+            if head.path.startswith("/v1/blobs/"):
+                return BLOB_BYTES_MAX
+            if head.path.startswith("/v1/images/") and "/parts" in head.path:
+                return IMAGE_PART_BYTES_MAX
         return heads.BODY_BYTES_MAX
 
     def route(self, connection: HttpConnection, head: Head) -> Routed | None:

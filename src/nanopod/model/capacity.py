@@ -40,7 +40,10 @@ class Sku:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A part of a machine that runs instances of one SKU. `slots` is how many instances fit at once."""
+    """A part of a machine that runs instances of one SKU.
+
+    `slots` is how many instances fit at once; the market counts each of these places as one node.
+    """
 
     node_id: str
     machine_id: str
@@ -48,13 +51,16 @@ class Node:
     slots: int
     state: Literal["up", "draining", "unreachable", "lost"] = "up"
     seen_at: float = 0.0
+    provider_id: str = ""
+    """Who sells its time; filled in by the server."""
 
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """Time on nodes that a workspace holds: one schedule per SKU.
 
-    `market` capacities belong to users, `originating` ones to providers, `read_only` ones to the system.
+    `market` capacities belong to users, `originating` ones to providers, `read_only` ones to the system. `by_sku` is
+    what it owns from the present block on; a stored row alone does not know it (the books do).
     """
 
     capacity_id: str
@@ -63,6 +69,10 @@ class Capacity:
     kind: Literal["market", "originating", "read_only"] = "market"
     by_sku: Mapping[str, Schedule] = field(default_factory=dict)
     generation: int = 0
+    account_id: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    created_at: float = 0.0
+    updated_at: float = 0.0
 
     def total(self) -> Schedule:
         """The sum over all SKUs."""

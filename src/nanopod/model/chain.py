@@ -6,13 +6,18 @@ seconds. `generation` guards writes: a change commits only if the generation it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, ScaleSpec
 
 Intent = Literal["run", "stop"]
 """What we want of an instance: `stop` drains it and is never taken back."""
+Priority = Literal["yield", "normal", "preferred", "critical"]
+AccountKind = Literal["user", "provider", "platform"]
+DeploymentKind = Literal["generic", "spot"]
+UploadStatus = Literal["started", "uploading", "completed", "failed", "revoked"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +70,68 @@ class Revision:
 
 
 @dataclass(frozen=True, slots=True)
+class Account:
+    """Who trades: orders of one account never meet each other. Workspaces belong to one."""
+
+    account_id: str
+    name: str
+    kind: AccountKind
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """A project of an account, with a balance of its own."""
+
+    workspace_id: str
+    name: str
+    account_id: str
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What a new instance is: an image and a start-up script, or the code of an endpoint's revision.
+
+    `cloud_init` is base64 text, at most 64 KiB decoded: a script that begins with `#!`, or a `#cloud-config`.
+    """
+
+    template_id: str
+    workspace_id: str
+    name: str
+    image_id: str
+    cloud_init: str
+    endpoint_id: str
+    """The endpoint it was made for, or "": then instances run `cloud_init`."""
+    tags: Mapping[str, str]
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """A root file system as a tar archive, uploaded in parts; `host` is the machine's own system."""
+
+    image_id: str
+    workspace_id: str
+    name: str
+    upload_status: UploadStatus
+    sha256: str
+    size: int
+    is_public: bool
+    parts: tuple[str, ...]
+    """Digests (SHA-256, hex) of the uploaded parts in order; "" for a part that is missing."""
+    created_at: float
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Deployment:
-    """Keeps `target_instance_count` instances of a revision on a capacity."""
+    """Keeps `target_instance_count` instances of a revision or of a template on a capacity."""
 
     deployment_id: str
     endpoint_id: str
+    """The endpoint it serves, or "": then its instances are made from `template_id` alone."""
     workspace_id: str
     capacity_id: str
     revision_id: str
@@ -83,6 +145,16 @@ class Deployment:
     """No new instance is made before this time."""
     created_at: float
     updated_at: float
+    name: str = ""
+    kind: DeploymentKind = "generic"
+    sku_id: str = ""
+    """The only kind of node its instances run on; "": whichever has a place first."""
+    template_id: str = ""
+    instance_name_template: str = ""
+    enabled: bool = True
+    procurement_id: str = ""
+    """The procurement inside a spot deployment, or ""."""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +186,24 @@ class Instance:
     """When this epoch became ready first."""
     created_at: float
     ended_at: float | None
+    seq: int = 0
+    """Counts all instances of the cluster upwards: who came first."""
+    name: str = ""
+    sku_id: str = ""
+    """Set for life by its first grant, or by its creator; "": not pinned yet."""
+    template_id: str = ""
+    image_id: str = ""
+    cloud_init: str = ""
+    priority: Priority = "normal"
+    granted_at: float | None = None
+    """Since when the quota of its capacity lets it run; None: it awaits allocation."""
+    early_until: int | None = None
+    """It runs before its first block: the block (number) from which it is owned. None otherwise."""
+    early_block: int | None = None
+    """The block in which it was started early, if it ever was."""
+    warned: str = ""
+    """What it was told of its end, as JSON of `market.quota.Warned`; "" for nothing."""
+    tags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def live(self) -> bool:
@@ -136,3 +226,16 @@ class Key:
     last_used_at: float | None
     """Accurate to the minute."""
     revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to an object of a workspace; the stream and the warnings are made of these."""
+
+    seq: int
+    at: float
+    workspace_id: str
+    type: str
+    """`<object>.<what>`, such as `order.filled` or `instance.shutdown_expected`."""
+    object_id: str
+    data: Mapping[str, Any]

@@ -17,7 +17,8 @@ QUEUE_TIMEOUT_S = 900.0
 WAIT_S_MAX = 600.0
 """Longest time a request may be parked while an endpoint wakes."""
 
-Kind = Literal["function", "model"]
+Kind = Literal["function", "model", "machine"]
+"""`machine`: an instance of a template, which runs a start-up script and has no link to a gateway."""
 EngineKind = Literal["python", "reference", "command"]
 Phase = Literal["queued", "preparing", "starting", "loading", "ready", "draining", "stopping", "ended", "failed"]
 """`queued`: wanted, no agent has it yet; `preparing`: bundle and environment; `starting`: the process runs; `loading`:
@@ -155,6 +156,11 @@ class InstanceSpec:
     join_token: str
     grace_s: float = 30.0
     lease_s: float = 60.0
+    name: str = ""
+    cloud_init: str = ""
+    """For `app.kind == "machine"`: what to run, base64; see `model.chain.Template`."""
+    image_sha256: str = ""
+    """For `app.kind == "machine"`: the root file system to unpack (a blob); "": the machine's own system."""
 
 
 @dataclass(frozen=True, slots=True)

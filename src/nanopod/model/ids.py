@@ -26,7 +26,24 @@ PREFIXES: Final[dict[str, str]] = {
     "transfer": "cxfr_",
     "procurement": "proc_",
     "provider": "prov_",
+    "offer": "offr_",
+    "account": "acct_",
+    "spot": "spot_",
+    "template": "itmpl_",
+    "image": "image_",
+    "event": "evnt_",
+    "exec": "exec_",
+    "invoice": "inv_",
 }
+ALIASES: Final[dict[str, str]] = {
+    "pool_": "cap_",
+    "pxfr_": "cxfr_",
+    "clus_": "isku_",
+    "ntmpl_": "itmpl_",
+    "vmi_": "image_",
+    "vm_": "inst_",
+}
+"""Prefixes of earlier vocabularies, read as today's and never written."""
 ID_LENGTH: Final = 21
 NAME_PATTERN: Final = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,254}")
 """What a name of an endpoint, tag, key, ... may look like."""

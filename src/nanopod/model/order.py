@@ -16,6 +16,7 @@ CLOSED: tuple[OrderStatus, ...] = ("filled", "cancelled", "rejected")
 CancelReason = Literal["unfilled", "user", "expired", "automation"]
 """`unfilled`: immediate and not (wholly) matched; `expired`: its time has passed; `automation`: its procurement or
 provider took it back."""
+TransferStatus = Literal["pending", "executed", "rejected"]
 PostingKind = Literal["hold", "release", "buy", "sell", "fee", "refund"]
 
 
@@ -45,6 +46,10 @@ class Order:
     procurement_id: str = ""
     created_at: float = 0.0
     created_by: str = ""
+    """Id of the key that placed it; the id of its procurement or provider for automation."""
+    filled_at: float | None = None
+    """When its last fill happened."""
+    cancelled_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,30 @@ class Contract:
     amount: Money
     fee: Money
     filled_at: float
+    buyer_workspace_id: str = ""
+    seller_workspace_id: str = ""
+    provider_id: str = ""
+    """Who delivers it, when a provider sold it; "" for a resale."""
+    delivered: int = 0
+    """Node-blocks whose revenue was released to the provider."""
+    refunded: int = 0
+    """Node-blocks that were not delivered and paid back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Time moved between two capacities of one account."""
+
+    transfer_id: str
+    workspace_id: str
+    from_capacity_id: str
+    to_capacity_id: str
+    sku_id: str
+    schedule: Schedule
+    status: TransferStatus
+    rejected_reason: str = ""
+    created_at: float = 0.0
+    created_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanopod.model.money import Rate
+from nanopod.model.schedule import Schedule
 
 State = Literal["info", "warning", "error"]
 StatusCode = Literal["running", "insufficient_balance", "price_above_limit", "no_supply", "kept_manual", "disabled"]
@@ -43,6 +44,14 @@ class Procurement:
     protect_manual: bool = True
     extend_quantum_minutes: int = 1
     created_at: float = 0.0
+    workspace_id: str = ""
+    name: str = ""
+    deployment_id: str = ""
+    """The spot deployment it is a part of, or ""."""
+    status: Status | None = None
+    """As of its last reconciliation."""
+    generation: int = 0
+    updated_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,3 +77,26 @@ class OfferPolicy:
     enabled: bool = True
     elastic: bool = False
     ahead_minutes_max: int = 129_600
+    offer_id: str = ""
+    minted: Schedule = Schedule()
+    """Everything put into the world and not withdrawn, sold or not."""
+    maintenance: Schedule = Schedule()
+    """Nodes that are out of service, by time."""
+    generation: int = 0
+    created_at: float = 0.0
+    updated_at: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A seller of time on nodes. It has an account of its own, so nobody's orders meet their own on his machine."""
+
+    provider_id: str
+    name: str
+    account_id: str
+    workspace_id: str
+    capacity_id: str
+    """Its originating capacity."""
+    notice_s: int = 0
+    """How long before it takes a machine away it says so: 0, 30 or 120 s."""
+    created_at: float = 0.0

@@ -191,6 +191,13 @@ class AgentWelcome(Message, frozen=True, tag="agent_welcome"):
     lease_s: float = 60.0
 
 
+class ShutdownNotice(msgspec.Struct, frozen=True):
+    """An instance is going to be stopped at `at` (Unix seconds), because of `reason`."""
+
+    at: int
+    reason: str
+
+
 class Wanted(Message, frozen=True, tag="wanted"):
     """The whole set of instances this machine shall run; the agent converges. Older generations are refused."""
 
@@ -198,6 +205,10 @@ class Wanted(Message, frozen=True, tag="wanted"):
     instances: list[InstanceSpec]
     gateways: tuple[str, ...] = ()
     """Addresses workers dial, as in GatewayHello."""
+    notices: dict[str, ShutdownNotice] = {}
+    """By instance: its end that is near. One that is no longer here was cleared."""
+    killed: tuple[str, ...] = ()
+    """Instances whose time is over: they are stopped hard, without their grace."""
 
 
 class Observed(Message, frozen=True, tag="observed"):
@@ -213,7 +224,79 @@ class Heartbeat(Message, frozen=True, tag="heartbeat"):
     memory_free: int = 0
 
 
+class LogQuery(Message, frozen=True, tag="log_query"):
+    """The server asks for lines of an instance's log. `after`, `before` are inclusive sequence numbers, or None."""
+
+    request_id: str
+    instance_id: str
+    after: int | None = None
+    before: int | None = None
+    since: float | None = None
+    until: float | None = None
+    limit: int = 100
+    newest_first: bool = False
+
+
+class LogLine(msgspec.Struct, frozen=True, array_like=True):
+    """One piece of output. `at` is Unix seconds, `monotonic_ns` since the machine's boot, `stream` 1 or 2."""
+
+    seq: int
+    at: float
+    monotonic_ns: int
+    stream: int
+    data: bytes
+
+
+class LogPage(Message, frozen=True, tag="log_page"):
+    """The agent's answer to a `LogQuery`; `error` when it has no such instance."""
+
+    request_id: str
+    lines: list[LogLine] = []
+    error: str = ""
+
+
+class ExecStart(Message, frozen=True, tag="exec_start"):
+    """Run a command inside an instance. With `tty` it gets a terminal of `rows` x `cols`."""
+
+    exec_id: str
+    instance_id: str
+    command: tuple[str, ...]
+    env: dict[str, str] = {}
+    cwd: str = ""
+    tty: bool = False
+    rows: int = 24
+    cols: int = 80
+    timeout_s: float = 3600.0
+
+
+class ExecInput(Message, frozen=True, tag="exec_input"):
+    """Input for a command; `eof` closes it, `resize` is (rows, cols), `signal` a signal's number."""
+
+    exec_id: str
+    data: bytes = b""
+    eof: bool = False
+    resize: tuple[int, int] | None = None
+    signal: int | None = None
+
+
+class ExecOutput(Message, frozen=True, tag="exec_output"):
+    """Output of a command: `stream` 1 or 2, pieces in order."""
+
+    exec_id: str
+    stream: int
+    data: bytes
+
+
+class ExecExit(Message, frozen=True, tag="exec_exit"):
+    """The command is over; `error` when it could not be started at all."""
+
+    exec_id: str
+    exit_code: int
+    error: str = ""
+
+
 AnyMessage = (
     GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
     | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
+    | LogQuery | LogPage | ExecStart | ExecInput | ExecOutput | ExecExit
 )  # fmt: skip

@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 import msgspec
 
@@ -24,12 +24,31 @@ from nanopod import __version__
 from nanopod.drivers.link.messages import LinkClosed, MessageLink, dial_for_ever
 from nanopod.model.ids import make_id
 from nanopod.model.layout import Layout
-from nanopod.model.wire import AgentHello, AgentWelcome, Heartbeat, Observed, Wanted
-from nanopod.node import inventory, procs
+from nanopod.model.wire import (
+    AgentHello,
+    AgentWelcome,
+    ExecInput,
+    ExecOutput,
+    ExecStart,
+    Heartbeat,
+    LogPage,
+    LogQuery,
+    Message,
+    Observed,
+    Wanted,
+)
+from nanopod.node import inventory, logs, procs, ssh
+from nanopod.node.execs import Execs
 from nanopod.node.fleet import Fleet
 
 HEARTBEAT_S: Final = 5.0
 TICK_S: Final = 0.25
+OUTPUT_BYTES_PER_S: Final = 16 << 20
+"""Of all commands together: the server has more to do, and keeps only the last MiBs of each."""
+PACE_S: Final = 0.05
+LOG_QUERIES_MAX: Final = 16
+LOG_READERS: Final = 2
+"""Pages of logs that are read at once, and that may wait."""
 EXIT_USAGE: Final = 2
 _log: Final = logging.getLogger("nanopod.node.agent")
 
@@ -64,18 +83,26 @@ class Agent:
         self._generation = -1
         self._announcing = False
         self.fleet = Fleet(layout, self._machine.node_id, self._inventory.cpus, self._changed)
+        self._ssh = ssh.Front(self.fleet, layout.instances.parent)
+        self._execs = Execs(self.fleet.running_directory, self._say)
+        self._paced_at = 0.0
+        self._queries: set[asyncio.Task[None]] = set()
+        self._readers = asyncio.Semaphore(LOG_READERS)
 
     async def run(self) -> None:
         """Until cancelled. Instances go on without us."""
-        await self.fleet.recover()
+        await asyncio.gather(self.fleet.recover(), self._ssh.start())
         _log.info(
             "machine=%s node=%s cpus=%d memory_gib=%d gpus=%d instances=%d",
             self._machine.machine_id, self._machine.node_id, self._inventory.cpus,
             self._inventory.memory >> 30, len(self._inventory.gpus), len(self.fleet.instances),
         )  # fmt: skip
-        async with asyncio.TaskGroup() as group:
-            group.create_task(dial_for_ever(self._layout.agent_socket, self._talk))
-            group.create_task(self._beat())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(dial_for_ever(self._layout.agent_socket, self._talk))
+                group.create_task(self._beat())
+        finally:
+            self._ssh.close()
 
     async def _talk(self, link: MessageLink) -> None:
         """One connection: everything is said anew, everything wanted is heard anew."""
@@ -86,7 +113,7 @@ class Agent:
         link.send(
             AgentHello(
                 self._machine.machine_id, procs.boot_id(), __version__, [node], [sku],
-                self.fleet.observed(), self._inventory.facts,
+                self.fleet.observed(), self._facts(),
             )
         )  # fmt: skip
         _log.info("link=up")
@@ -94,18 +121,60 @@ class Agent:
             async for message in link:
                 if isinstance(message, Wanted):
                     self._take(message)
+                elif isinstance(message, ExecStart):
+                    self._execs.start(message)
+                elif isinstance(message, ExecInput):
+                    self._execs.take(message)
+                elif isinstance(message, LogQuery):
+                    self._query(link, message)
                 elif not isinstance(message, AgentWelcome):
                     _log.warning("message=%s ignored", type(message).__name__)
         finally:
             self._link = None
+            await self._execs.close()
             _log.info("link=down: instances go on")
+
+    def _facts(self) -> dict[str, Any]:
+        """What is known of the machine beside its parts."""
+        return {**self._inventory.facts, **({"ssh": self._ssh.facts} if self._ssh.facts else {})}
 
     def _take(self, wanted: Wanted) -> None:
         if wanted.generation < self._generation:
             _log.warning("wanted=refused generation=%d known=%d", wanted.generation, self._generation)
             return
         self._generation = wanted.generation
-        self.fleet.converge(wanted.instances, wanted.gateways)
+        self.fleet.converge(wanted.instances, wanted.gateways, wanted.notices, wanted.killed)
+
+    async def _say(self, message: Message) -> None:
+        """Send, no faster than the server takes it and than it can be kept. Raises `LinkClosed`."""
+        if isinstance(message, ExecOutput):
+            now = time.monotonic()
+            self._paced_at = max(now, self._paced_at) + len(message.data) / OUTPUT_BYTES_PER_S
+            if (early_s := self._paced_at - now) > PACE_S:
+                await asyncio.sleep(early_s)
+        link = self._link
+        if link is None:
+            raise LinkClosed("the server is away")
+        link.send(message)
+        await link.drain()
+
+    def _query(self, link: MessageLink, query: LogQuery) -> None:
+        if len(self._queries) >= LOG_QUERIES_MAX:
+            link.send(LogPage(query.request_id, error="the machine's agent is busy: ask again in some seconds"))
+            return
+        task = asyncio.create_task(self._answer(link, query))
+        self._queries.add(task)
+        task.add_done_callback(self._queries.discard)
+
+    async def _answer(self, link: MessageLink, query: LogQuery) -> None:
+        name = query.instance_id
+        if not name or "/" in name or name.startswith("."):
+            page = LogPage(query.request_id, error=f"instance_id {name[:80]!r} is not an id")
+        else:
+            async with self._readers:
+                page = await asyncio.to_thread(logs.page, self._layout.instances / name, query)
+        with contextlib.suppress(LinkClosed):
+            link.send(page)
 
     def _changed(self) -> None:
         """Something about an instance changed: tell the server with this turn of the loop."""

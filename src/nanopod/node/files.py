@@ -1,10 +1,18 @@
 """Names of the files in an instance's directory, and two ways to touch them. Imports little: the shim uses it.
 
 ```
-spec.json      what to run and how (0600: it holds the join token)     log           what the worker printed
-instance.json  who runs it: boot id, pid, start time, session          control.sock  ping, status, stop
-app/           the unpacked bundle, the worker's directory              lock          held while anything of it lives
-failure.json   why it cannot serve, in the worker's words              exit.json     how it ended
+spec.json      what to run and how (0600: it holds the join token)     log            what it printed
+instance.json  who runs it: boot id, pid, start time, session          journal/       the same with times and numbers
+app/           the unpacked bundle, the worker's directory             control.sock   ping, status, stop, exec
+failure.json   why it cannot serve, in the worker's words              lock           held while anything of it lives
+exit.json      how it ended                                            shutdown.json  when its time will be over
+metadata.sock  what it may know of itself, over HTTP                   on_shutdown    run when that is announced
+hooked.json    the announcement for which that was run
+```
+A machine has besides:
+```
+home/          its home directory                                      image/         its unpacked image
+boot.json      what its start-up consists of                           state.json     how far its start-up got
 ```
 """
 
@@ -21,6 +29,15 @@ LOG: Final = "log"
 LOCK: Final = "lock"
 CONTROL: Final = "control.sock"
 APP: Final = "app"
+JOURNAL: Final = "journal"
+SHUTDOWN: Final = "shutdown.json"
+METADATA: Final = "metadata.sock"
+HOOK: Final = "on_shutdown"
+HOOKED: Final = "hooked.json"
+HOME: Final = "home"
+IMAGE: Final = "image"
+BOOT: Final = "boot.json"
+STATE: Final = "state.json"
 
 TAIL_LINES: Final = 50
 TAIL_BYTES: Final = 32_768

@@ -6,17 +6,16 @@ import asyncio
 import contextlib
 import logging
 import os
-import shutil
-import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from nanopod.model.endpoint import Failure, InstanceSpec, ObservedInstance
 from nanopod.model.layout import Layout
-from nanopod.node import bundle, environment, files, launch, records
+from nanopod.model.wire import ShutdownNotice
+from nanopod.node import bundle, environment, files, guests, journal, launch, records
+from nanopod.node.held import Held, NotRunning
 from nanopod.node.machine import (
     Admitted,
     Adopted,
@@ -30,6 +29,7 @@ from nanopod.node.machine import (
     UnknownTransition,
     Unwanted,
 )  # fmt: skip
+from nanopod.node.notices import Notices
 
 STARTS_MIN: Final = 4
 FORGET_S: Final = 60.0
@@ -40,38 +40,11 @@ KEEP_MAX: Final = 50
 SWEEP_S: Final = 60.0
 INTRODUCE_S_MAX: Final = 1.0
 ASK_TRIES: Final = 4
+BOOT_S_MAX: Final = 2.0
+"""A machine's start-up is looked at closely for so long, then as often as everything else."""
 BUILDS_MAX: Final = 2
 """Instances that install packages or run commands before they start, at once."""
 _log: Final = logging.getLogger("nanopod.node.fleet")
-
-
-@dataclass(slots=True)
-class Held:
-    """One epoch of an instance, and what the agent has of it."""
-
-    spec: InstanceSpec
-    directory: Path
-    life: Life
-    running: records.Running | None = None
-    since: float = 0.0
-    """Unix seconds of its last change of state."""
-    next: InstanceSpec | None = None
-    """A newer epoch that waits for this one to end."""
-    wanted: bool = True
-    begun: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once it no longer takes a place among those that start."""
-    stop: threading.Event = field(default_factory=threading.Event)
-    """Set to give its preparation up."""
-    forget_at: float | None = None
-
-    def observed(self) -> ObservedInstance:
-        """What the server is told."""
-        life = self.life
-        return ObservedInstance(
-            self.spec.instance_id, self.spec.epoch, life.phase, life.pid, life.exit_code, life.signal, life.reason,
-            life.failure, self.since,
-        )  # fmt: skip
 
 
 class Fleet:
@@ -88,6 +61,10 @@ class Fleet:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
         self._sweep_at = 0.0
+        self._notices = Notices()
+        self._announced: Mapping[str, ShutdownNotice] = {}
+        self._heard = False
+        """The server said what it wants since this agent runs; before that, what was announced stays."""
 
     def observed(self) -> list[ObservedInstance]:
         """The whole truth."""
@@ -112,6 +89,7 @@ class Fleet:
         if running is not None and await self._answers(directory, running):
             held.running, held.begun = running, True
             held.settled.set()
+            held.boot.look(directory, epoch)
             _log.info("instance=%s epoch=%d adopted pid=%d", start.instance.instance_id, epoch, running.pid)
             self._event(held, Adopted(running.pid))
             return
@@ -146,18 +124,69 @@ class Fleet:
 
     # --- what is wanted ---
 
-    def converge(self, wanted: Sequence[InstanceSpec], gateways: tuple[str, ...]) -> None:
-        """Run exactly these: start what is missing, replace older epochs, stop the rest."""
+    def converge(
+        self,
+        wanted: Sequence[InstanceSpec],
+        gateways: tuple[str, ...],
+        notices: Mapping[str, ShutdownNotice] | None = None,
+        killed: Collection[str] = (),
+    ) -> None:
+        """Run exactly these: start what is missing, replace older epochs, stop the rest (the `killed` ones hard)."""
         if gateways:
             self._gateways = gateways
+        self._announced, self._heard = notices or {}, True
+        wanted = [spec for spec in wanted if spec.instance_id not in killed]
         names = {spec.instance_id for spec in wanted}
+        for instance_id in killed:
+            if (doomed := self.instances.get(instance_id)) is not None and not doomed.life.is_over:
+                self._stop_hard(doomed)
         for instance_id, held in list(self.instances.items()):
             if instance_id not in names:
                 held.next = None
                 self._unwanted(held, "no longer wanted")
         for spec in wanted:
             self._want(spec)
+        for instance_id, held in self.instances.items():
+            if held.wanted:  # one that is being stopped is told nothing new
+                self._notices.tell(instance_id, self._announced.get(instance_id))
         self._on_change()
+
+    def _stop_hard(self, held: Held) -> None:
+        """Its time is over: it gets no grace."""
+        if held.doomed:
+            return
+        held.next, held.wanted, held.doomed = None, False, True
+        if held.life.state != "stopping":
+            self._event(held, Unwanted("its time is over"))
+        elif held.running is not None:
+            self._kill_doomed(held)  # it was told to end before, with grace
+
+    def _kill_doomed(self, held: Held) -> None:
+        _log.info("instance=%s killed: its time is over", held.spec.instance_id)
+        with contextlib.suppress(OSError):
+            # Should this agent end before the instance has, the next one finds that it was meant to.
+            verdict = records.Verdict(held.spec.epoch, signal=9, asked=True, reason="its time is over", at=time.time())
+            records.write_verdict(held.directory, verdict)
+        self._spawn(asyncio.to_thread(launch.kill, held.spec.instance_id, held.running))
+
+    def named(self, name: str) -> str:
+        """The id of the running instance with this name or id. Raises `NotRunning`."""
+        if name in self.instances:
+            return name
+        running = [held for held in self.instances.values() if held.life.state == "running"]
+        found = [held.spec.instance_id for held in running if held.spec.name == name]
+        if len(found) != 1:
+            why = "several instances have that name: use an id" if found else "it does not run on this machine"
+            raise NotRunning(f"instance {name}: {why}")
+        return found[0]
+
+    def running_directory(self, instance_id: str) -> Path:
+        """Where an instance runs. Raises `NotRunning` for one that does not."""
+        held = self.instances.get(instance_id)
+        if held is None or held.running is None or held.life.state not in ("running", "stopping"):
+            phase = held.life.phase if held is not None else "not known"
+            raise NotRunning(f"instance {instance_id} does not run on this machine (it is {phase})")
+        return held.directory
 
     def _want(self, spec: InstanceSpec) -> None:
         held = self.instances.get(spec.instance_id)
@@ -234,11 +263,14 @@ class Fleet:
                 life.instance_id, life.epoch, before, life.state, f": {life.reason}" if life.reason else "",
             )  # fmt: skip
             self._on_change()
+            if life.state == "running":
+                self._spawn(self._attend(held))
         if life.state not in ("queued", "preparing", "starting"):
             held.settled.set()
         for instruction in instructions:
             self._do(held, instruction)
         if life.is_over and life.state != before:
+            self._notices.close(life.instance_id)
             held.forget_at = None if held.wanted else time.monotonic() + FORGET_S
             if held.next is not None:
                 self._replace(held)
@@ -255,7 +287,9 @@ class Fleet:
         elif instruction is Instruction.WATCH:
             self._watch(held)
         elif instruction is Instruction.TERMINATE:
-            if held.running is not None:
+            if held.running is not None and held.doomed:
+                self._kill_doomed(held)
+            elif held.running is not None:
                 launch.terminate(held.running)
         elif instruction is Instruction.KILL:
             self._spawn(asyncio.to_thread(launch.kill, held.spec.instance_id, held.running))
@@ -265,8 +299,8 @@ class Fleet:
     async def _begin(self, held: Held) -> None:
         """Take one of the places for starting, and keep it until the worker runs."""
         image = held.spec.app.image
-        slow = not self._local and bool(image.pip_install or image.apt_get or image.runs)
-        # Those that install first have places of their own, so that nobody waits behind them who does not.
+        slow = not self._local and bool(image.pip_install or image.apt_get or image.runs or held.spec.image_sha256)
+        # Those that install or unpack first have places of their own, so that nobody waits behind them who does not.
         async with self._builds if slow else self._room:
             if held.life.state == "queued":
                 self._event(held, Admitted())
@@ -275,10 +309,10 @@ class Fleet:
     async def _prepare(self, held: Held) -> None:
         failure: Failure | None
         try:
-            await asyncio.to_thread(self._prepare_files, held)
+            await asyncio.to_thread(self._prepare_recorded, held)
         except bundle.BundleError as error:
             failure = Failure("bundle", str(error), user_fault=error.user_fault)
-        except environment.EnvironmentFailed as error:
+        except (environment.EnvironmentFailed, guests.BootFailed) as error:
             failure = error.failure
         except OSError as error:
             failure = Failure("bundle", f"the instance's directory cannot be made: {error}", user_fault=False)
@@ -287,12 +321,24 @@ class Fleet:
             return
         self._fail(held, failure)
 
+    def _prepare_recorded(self, held: Held) -> None:
+        """On a thread: prepare; what the tools for that print belongs to the instance's journal, too."""
+        log = held.directory / files.LOG
+        start = log.stat().st_size if log.exists() else 0
+        try:
+            self._prepare_files(held)
+        finally:
+            journal.record(held.directory / files.JOURNAL, log, start)
+
     def _prepare_files(self, held: Held) -> None:
         """On a thread: everything a shim needs to find in the directory."""
         spec, directory = held.spec, held.directory
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         # Written first: an agent that takes over from here must know of the instance.
         self._write_start(held, records.Launch([], {}, ""))
+        if guests.is_machine(spec):
+            self._write_start(held, guests.prepare(spec, directory, self._layout.blob, held.stop))
+            return
         app = directory / files.APP
         if spec.app.bundle:
             bundle.unpack(self._layout.blob(spec.app.bundle), spec.app.bundle, app, spec.app.image.copies)
@@ -304,12 +350,31 @@ class Fleet:
             with open(directory / files.LOG, "a") as log:
                 log.writelines(f"{note}\n" for note in ready.notes)
         argv = [ready.python, "-P", "-m", "nanopod.node.worker", str(directory)]
-        env = launch.environment_of(spec.instance_id, dict(ready.env))
+        env = launch.environment_of(spec.instance_id, {**launch.told_in(directory), **ready.env})
         self._write_start(held, records.Launch(argv, env, str(app), spec.lease_s, spec.grace_s))
 
     def _write_start(self, held: Held, how: records.Launch) -> None:
         start = records.Start(held.spec, list(self._gateways), how, str(self._layout.models), self._local)
         records.write_start(held.directory, start)
+
+    async def _attend(self, held: Held) -> None:
+        """It runs now: answer its questions, tell it what was announced, see how a machine's start-up goes."""
+        instance_id = held.spec.instance_id
+        await self._notices.open(instance_id, held.directory, held.facts)
+        if self._heard:
+            self._notices.tell(instance_id, self._announced.get(instance_id))
+        limit = time.monotonic() + BOOT_S_MAX
+        while guests.is_machine(held.spec) and not held.boot.ready and time.monotonic() < limit:
+            if held.life.state != "running":
+                return
+            self._look(held)
+            await asyncio.sleep(0.01)
+
+    def _look(self, held: Held) -> None:
+        if held.boot.look(held.directory, held.spec.epoch):
+            held.since = time.time()
+            _log.info("instance=%s ready=%s %s", held.spec.instance_id, held.boot.ready, held.boot.note)
+            self._on_change()
 
     async def _start(self, held: Held) -> None:
         directory, instance_id = held.directory, held.spec.instance_id
@@ -362,9 +427,12 @@ class Fleet:
         """Let time pass for everything; a few times a second."""
         for instance_id, held in list(self.instances.items()):
             self._event(held, Tick())
+            if held.life.state == "running" and guests.is_machine(held.spec):
+                self._look(held)
             if held.forget_at is not None and now >= held.forget_at and held.life.is_over:
                 del self.instances[instance_id]
                 self._on_change()
+        self._notices.tick(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._spawn(asyncio.to_thread(self._sweep, frozenset(self.instances)))
@@ -386,7 +454,7 @@ class Fleet:
         limit = time.time() - KEEP_S
         for number, (changed, path) in enumerate(ended):
             if number >= KEEP_MAX or changed < limit:
-                shutil.rmtree(path, ignore_errors=True)
+                launch.remove_tree(path)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

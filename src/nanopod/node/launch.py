@@ -9,8 +9,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +22,10 @@ from nanopod.node.machine import Exited
 
 START_S_MAX: Final = 5.0
 ASK_S_MAX: Final = 2.0
-PRIVATE: Final = ("NANOPOD_API_KEY", "NANOPOD_URL", "VAST_API_KEY", "NANOPOD_STATUS_FD", "NANOPOD_INSTANCE_DIR")
+PRIVATE: Final = (
+    "NANOPOD_API_KEY", "NANOPOD_TOKEN", "NANOPOD_URL", "NANOPOD_DATABASE_URL", "VAST_API_KEY", "NANOPOD_STATUS_FD",
+    "NANOPOD_INSTANCE_DIR",
+)  # fmt: skip
 """Variables of the agent that user code must not inherit."""
 
 
@@ -37,6 +42,14 @@ def environment_of(instance_id: str, extra: dict[str, str]) -> dict[str, str]:
     """A worker's environment variables: the agent's without secrets, then the image's, then ours."""
     inherited = {name: value for name, value in os.environ.items() if name not in PRIVATE}
     return {**inherited, **extra, "NANOPOD_MODE": "serve", "NANOPOD_INSTANCE": instance_id}
+
+
+def told_in(directory: Path) -> dict[str, str]:
+    """Variables that say where an instance is told of its end and of itself."""
+    return {
+        "NANOPOD_SHUTDOWN_FILE": str(directory / files.SHUTDOWN),
+        "NANOPOD_METADATA_SOCKET": str(directory / files.METADATA),
+    }
 
 
 def try_lock(directory: Path) -> int | None:
@@ -98,26 +111,37 @@ def is_alive(running: records.Running) -> bool:
     return running.boot_id == procs.boot_id() and procs.start_time(running.pid) == running.start_time
 
 
-async def ask(directory: Path, op: str, **fields: Any) -> dict[str, Any] | None:
-    """One request on control.sock; None when nobody answers in time."""
+async def ask(
+    directory: Path, op: str, *, fds: Sequence[int] = (), wait_s_max: float = ASK_S_MAX, **fields: Any
+) -> dict[str, Any] | None:
+    """One request on control.sock, with descriptors for the shim; None when nobody answers in time."""
     # Socket paths are short, data directories may not be: go by a descriptor of the directory.
     try:
         fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError:
         return None
-    writer: asyncio.StreamWriter | None = None
+    loop = asyncio.get_running_loop()
+    peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    peer.setblocking(False)
     try:
-        async with asyncio.timeout(ASK_S_MAX):
-            reader, writer = await asyncio.open_unix_connection(f"/proc/self/fd/{fd}/{files.CONTROL}")
-            writer.write(json.dumps({"op": op, **fields}).encode() + b"\n")
-            found = json.loads(await reader.readline())
+        async with asyncio.timeout(wait_s_max):
+            await loop.sock_connect(peer, f"/proc/self/fd/{fd}/{files.CONTROL}")
+            request = json.dumps({"op": op, **fields}).encode() + b"\n"
+            if fds:
+                # A fresh connection has room for one byte, which carries them.
+                socket.send_fds(peer, [request[:1]], list(fds))
+                request = request[1:]
+            await loop.sock_sendall(peer, request)
+            answer = b""
+            while not answer.endswith(b"\n") and (data := await loop.sock_recv(peer, 65536)):
+                answer += data
+            found = json.loads(answer)
             return found if isinstance(found, dict) else None
     except (OSError, ValueError, TimeoutError):
         return None
     finally:
         os.close(fd)
-        if writer is not None:
-            writer.close()
+        peer.close()
 
 
 def terminate(running: records.Running) -> None:
@@ -130,7 +154,15 @@ def terminate(running: records.Running) -> None:
 def kill(instance_id: str, running: records.Running | None) -> list[int]:
     """SIGKILL everything of the instance; who survived. Blocks for seconds at most."""
     session = running.sid if running is not None and running.boot_id == procs.boot_id() else 0
-    return procs.kill_session(session, mark_of(instance_id))
+    mark = mark_of(instance_id)
+    if running is not None and is_alive(running):
+        # While the shim lives all of them are below it, even those that hide their origin.
+        procs.kill_tree(running.pid)
+    else:
+        # So they are below a machine's guest, which adopts orphans: it must not go before them.
+        for pid in procs.members(session, mark):
+            procs.kill_tree(pid)
+    return procs.kill_session(session, mark)
 
 
 def exited(directory: Path, epoch: int) -> Exited:
@@ -166,11 +198,27 @@ def _death(verdict: records.Verdict) -> Failure:
 
 
 def strip(directory: Path) -> None:
-    """Remove everything of an ended instance except its log and how it ended."""
+    """Remove everything of an ended instance except what it printed and how it ended."""
     for path in list(directory.iterdir()):
-        if path.name in (files.LOG, f"{files.LOG}.1", files.EXIT, files.FAILURE):
+        if path.name in (files.LOG, f"{files.LOG}.1", files.JOURNAL, files.EXIT, files.FAILURE):
             continue
         if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+            remove_tree(path)
         else:
             path.unlink(missing_ok=True)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a directory, also where what ran in it took its own permissions away; what cannot go stays."""
+    shutil.rmtree(path, ignore_errors=True)
+    if not path.is_dir() or path.is_symlink():
+        return
+    with contextlib.suppress(OSError):
+        path.chmod(0o700)
+    for top, names, _ in os.walk(path):
+        for name in names:
+            below = os.path.join(top, name)
+            with contextlib.suppress(OSError):
+                if not os.path.islink(below):
+                    os.chmod(below, 0o700)
+    shutil.rmtree(path, ignore_errors=True)

@@ -67,6 +67,38 @@ def children_of(pid: int) -> list[int]:
     return [child for child in _pids() if parent_of(child) == pid and start_time(child) is not None]
 
 
+def descendants(pid: int) -> list[int]:
+    """Living children, their children, and so on; those nearest first."""
+    by_parent: dict[int, list[int]] = {}
+    for child in _pids():
+        fields = _stat(child)
+        if fields and fields[0] not in (b"Z", b"X"):
+            by_parent.setdefault(int(fields[1]), []).append(child)
+    found = []
+    todo = [pid]
+    while todo:
+        children = by_parent.get(todo.pop(0), [])
+        found += children
+        todo += children
+    return found
+
+
+def kill_tree(pid: int, *, wait_s_max: float = 2.0) -> list[int]:
+    """SIGKILL all descendants of a process, but not itself, until none is left; returns who survived the limit.
+
+    Finds even those that changed their session and environment, as long as the process adopts orphans.
+    """
+    limit = time.monotonic() + wait_s_max
+    while left := descendants(pid):
+        for child in left:
+            with contextlib.suppress(OSError):
+                os.kill(child, signal.SIGKILL)
+        if time.monotonic() > limit:
+            return left
+        time.sleep(0.005)
+    return []
+
+
 def members(session: int, mark: str = "") -> list[int]:
     """Living processes of a session, and those whose environment holds `mark` (a whole NAME=value)."""
     found = []

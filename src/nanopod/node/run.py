@@ -1,9 +1,10 @@
 """The shim of one instance, `python -m nanopod.node.run DIR`: parent of one worker, child of the cloud's supervisor.
 
 It is not the agent's child, so an agent may crash and be started again while workers go on serving. It starts the
-worker, forwards SIGTERM, collects whatever the worker left behind, writes how it ended, answers on control.sock, and
-fences: a worker that neither agent nor gateway has been in touch with for `lease_s` seconds is stopped, because by then
-the server may have started another one in its place. Everything dies with the shim and the shim with the supervisor.
+worker, records what it prints, forwards SIGTERM, collects whatever it left behind, writes how it ended, answers on
+control.sock (and runs further commands inside the instance), and fences: a worker that neither agent nor gateway has
+been in touch with for `lease_s` seconds is stopped, because by then the server may have started another one in its
+place. Everything dies with the shim and the shim with the supervisor. A machine's guest is a worker like any other.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from types import FrameType
 from typing import Any, Final
 
 from nanopod.node import files, procs
+from nanopod.node.journal import Capture, Journal
+from nanopod.node.sessions import Sessions
 
 REPARENT_S_MAX: Final = 2.0
 KILL_AFTER_S: Final = 2.0
@@ -29,9 +32,23 @@ FENCED_GRACE_S: Final = 3.0
 POLL_S_MAX: Final = 1.0
 LOG_BYTES_MAX: Final = 64 << 20
 LOG_BYTES_KEPT: Final = 8 << 20
-REQUEST_BYTES_MAX: Final = 4096
+REQUEST_BYTES_MAX: Final = 1 << 20
+STATUS_BYTES_MAX: Final = 4096
+FDS_MAX: Final = 4
 CLIENTS_MAX: Final = 16
 CLIENT_S_MAX: Final = 5.0
+
+
+class Client:
+    """A connection on control.sock: what it said so far, and the descriptors that came with it."""
+
+    __slots__ = ("fds", "peer", "said", "until")
+
+    def __init__(self, peer: socket.socket, until: float) -> None:
+        self.peer = peer
+        self.until = until
+        self.said = b""
+        self.fds: list[int] = []
 
 
 class Shim:
@@ -54,13 +71,15 @@ class Shim:
         self.started = self.touched = time.monotonic()
         """`touched`: when the agent pinged last, or the gateway link was last seen up."""
         self.kill_at: float | None = None
+        self.capture = Capture(2, Journal(files.JOURNAL))
+        self.sessions = Sessions(self.env, self.cwd, self.capture.writers)
         self._said = b""
-        self._clients: dict[int, tuple[socket.socket, bytes, float]] = {}
+        self._clients: dict[int, Client] = {}
 
     # --- the worker ---
 
     def start(self, status_fd: int) -> None:
-        """Fork and exec the worker; its output goes to the log, its state comes by a pipe."""
+        """Fork and exec the worker; what it prints and its state come by pipes."""
         shim = os.getpid()
         self.worker = os.fork()
         if self.worker:
@@ -72,12 +91,14 @@ class Shim:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
+            for place, writer in enumerate(self.capture.writers, 1):
+                os.dup2(writer, place)
             os.set_inheritable(status_fd, True)
             env = {**self.env, "NANOPOD_STATUS_FD": str(status_fd)}
             os.chdir(self.cwd)
             os.execve(self.argv[0], self.argv, env)
         except BaseException as error:  # whatever happens, this is the child: it must not go on as a second shim
-            os.write(2, f"cannot start {self.argv[0]}: {error}\n".encode())
+            os.write(self.capture.writers[1], f"cannot start {self.argv[0]}: {error}\n".encode())
         finally:
             os._exit(127)
 
@@ -90,7 +111,7 @@ class Shim:
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.worker, signal.SIGTERM)
 
-    def reap(self) -> None:
+    def reap(self, poller: select.poll | None = None) -> None:
         """Collect every child that ended, the worker's orphans too."""
         while True:
             try:
@@ -101,6 +122,8 @@ class Shim:
                 return
             if pid == self.worker:
                 self.status = status
+            else:
+                self.sessions.reaped(pid, status, poller)
 
     def on_time(self, now: float) -> None:
         """The lease, the end of the grace period, the size of the log."""
@@ -113,12 +136,13 @@ class Shim:
             self.kill_at = now + KILL_AFTER_S
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.worker, signal.SIGKILL)
+        self.capture.flush(now)
         trim_log()
 
     def heard(self, data: bytes) -> None:
         """Lines of JSON of the worker: whether it is linked, and what it is doing."""
         lines = (self._said + data).split(b"\n")
-        self._said = lines.pop()[-REQUEST_BYTES_MAX:]
+        self._said = lines.pop()[-STATUS_BYTES_MAX:]
         for line in lines:
             with contextlib.suppress(ValueError, AttributeError):
                 told = json.loads(line)
@@ -137,48 +161,55 @@ class Shim:
         client.setblocking(False)
         if len(self._clients) >= CLIENTS_MAX:
             self.hang_up(next(iter(self._clients)), poller)
-        self._clients[client.fileno()] = (client, b"", time.monotonic() + CLIENT_S_MAX)
+        self._clients[client.fileno()] = Client(client, time.monotonic() + CLIENT_S_MAX)
         poller.register(client, select.POLLIN)
 
     def answer(self, fd: int, poller: select.poll) -> None:
-        """One line of JSON in, one out."""
-        client, kept, until = self._clients[fd]
+        """One line of JSON in (with descriptors, for `exec`), one out."""
+        client = self._clients[fd]
         try:
-            data = client.recv(REQUEST_BYTES_MAX)
+            data, fds, _, _ = socket.recv_fds(client.peer, 65536, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
         except OSError:
-            data = b""
-        kept += data
-        if b"\n" not in kept and data and len(kept) < REQUEST_BYTES_MAX:
-            self._clients[fd] = (client, kept, until)
+            data, fds = b"", []
+        client.said += data
+        client.fds += fds
+        if b"\n" not in data and data and len(client.said) < REQUEST_BYTES_MAX:
             return
         with contextlib.suppress(OSError, ValueError):
-            client.sendall(json.dumps(self.do(json.loads(kept))).encode() + b"\n")
+            answer = self.do(json.loads(client.said), client.fds, poller)
+            client.peer.sendall(json.dumps(answer).encode() + b"\n")
         self.hang_up(fd, poller)
 
-    def do(self, request: dict[str, Any]) -> dict[str, Any]:
-        """`ping` (renews the lease), `status`, `stop`."""
+    def do(self, request: dict[str, Any], fds: list[int], poller: select.poll) -> dict[str, Any]:
+        """`ping` (renews the lease), `status`, `stop`, `exec`, `signal`."""
         op = request.get("op")
         if op == "ping":
             self.touched = time.monotonic()
         elif op == "stop":
             self.stop(str(request.get("reason") or "stopped"))
+        elif op == "exec":
+            return self.sessions.start(request, fds, poller)
+        elif op == "signal":
+            return self.sessions.signal(str(request.get("id")), int(request.get("number") or 0))
         elif op != "status":
-            return {"error": "op is one of: ping, status, stop"}
+            return {"error": "op is one of: ping, status, stop, exec, signal"}
         return {
             "epoch": self.epoch, "pid": os.getpid(), "worker": self.worker, "linked": self.linked,
             "phase": "stopping" if self.asked else self.phase, "up_s": round(time.monotonic() - self.started, 3),
         }  # fmt: skip
 
     def hang_up(self, fd: int, poller: select.poll) -> None:
-        """Close one connection."""
-        client = self._clients.pop(fd)[0]
+        """Close one connection, and what came with it."""
+        client = self._clients.pop(fd)
         poller.unregister(fd)
-        client.close()
+        client.peer.close()
+        for received in client.fds:
+            os.close(received)
 
     def hang_up_late(self, poller: select.poll) -> None:
         """Close connections that say nothing."""
         now = time.monotonic()
-        for fd in [fd for fd, (_, _, until) in self._clients.items() if until < now]:
+        for fd in [fd for fd, client in self._clients.items() if client.until < now]:
             self.hang_up(fd, poller)
 
     # --- the loop ---
@@ -186,11 +217,11 @@ class Shim:
     def watch(self, listener: socket.socket, status_fd: int, wake_fd: int) -> None:
         """Until the worker ended."""
         poller = select.poll()
-        for fd in (listener.fileno(), status_fd, wake_fd):
+        for fd in (listener.fileno(), status_fd, wake_fd, *self.capture.fds):
             poller.register(fd, select.POLLIN)
         while self.status is None:
             now = time.monotonic()
-            due = [self.touched + self.lease_s, *([self.kill_at] if self.kill_at is not None else [])]
+            due = [at for at in (self.touched + self.lease_s, self.kill_at, self.capture.due) if at is not None]
             wait_s = min(POLL_S_MAX, max(0.001, min(due) - now + 0.001))
             for fd, event in poller.poll(wait_s * 1000):
                 if fd == wake_fd:
@@ -205,11 +236,13 @@ class Shim:
                         poller.unregister(status_fd)
                 elif fd == listener.fileno():
                     self.accept(listener, poller)
+                elif fd in self.capture.fds:
+                    self.capture.read(fd)
                 elif fd in self._clients:
                     self.answer(fd, poller)
-                elif event:
+                elif event and not self.sessions.hung_up(fd, poller):
                     poller.unregister(fd)
-            self.reap()
+            self.reap(poller)
             self.on_time(time.monotonic())
             self.hang_up_late(poller)
 
@@ -222,6 +255,7 @@ class Shim:
                     os.kill(pid, signal.SIGKILL)
             self.reap()
             time.sleep(0.002)
+        self.capture.finish()
         code = os.waitstatus_to_exitcode(self.status) if self.status is not None else -9
         verdict = {
             "epoch": self.epoch,

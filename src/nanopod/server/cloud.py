@@ -137,7 +137,9 @@ def check_port(host: str, port: int) -> int:
 class Supervisor:
     """Starts, watches, restarts and ends the processes of one cloud. `run` blocks until a signal, or `stdin` EOF."""
 
-    def __init__(self, layout: Layout, host: str, port: int, *, embedded: bool = False) -> None:
+    def __init__(
+        self, layout: Layout, host: str, port: int, *, embedded: bool = False, server_flags: Sequence[str] = ()
+    ) -> None:
         self.layout = layout
         self.host = host
         self.port = port
@@ -151,7 +153,7 @@ class Supervisor:
         python = [sys.executable, "-m"]
         listen = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.children = [
-            Child("server", [*python, "nanopod.server", "--data-dir", data], extra),
+            Child("server", [*python, "nanopod.server", "--data-dir", data, *server_flags], extra),
             Child("gateway", [*python, "nanopod.gateway", "--data-dir", data, "--listen", listen], extra),
             Child("agent", [*python, "nanopod.node.agent", "--data-dir", data], extra),
         ]

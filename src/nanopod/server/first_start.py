@@ -1,4 +1,5 @@
-"""What a data directory has after its first start: the pepper, a workspace, a capacity, and a key for its owner.
+"""What a data directory has after its first start: the pepper, accounts with their workspaces, a capacity and a
+provider for the machines of this cluster, and a key for its owner.
 
 Every step can be killed at any instruction and is finished by the next start.
 """
@@ -11,13 +12,18 @@ import logging
 import os
 import secrets
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from nanopod.control.market.drafts import BLOCK_SETTING
+from nanopod.ledger import chart
+from nanopod.ledger.recipes import set_line
+from nanopod.ledger.transfers import AMOUNT_MAX
 from nanopod.model.capacity import Capacity
-from nanopod.model.chain import Key
+from nanopod.model.chain import Account, AccountKind, Image, Key, Workspace
 from nanopod.model.errors import Invalid
 from nanopod.model.ids import base62, key_id_of, make_id, make_key
 from nanopod.model.layout import Layout
+from nanopod.model.procurement import Provider
 from nanopod.server.api.auth import digest_of
 from nanopod.store.transaction import Transaction
 
@@ -27,6 +33,13 @@ PEPPER_BYTES: Final = 32
 TOKEN_CHARACTERS: Final = 32
 WORKSPACE: Final = "default"
 CAPACITY: Final = "default"
+LOCAL_ACCOUNT: Final = "local"
+"""Who uses this cluster when nobody said otherwise. Its overage limit is as good as none."""
+PROVIDER: Final = "local-node"
+"""Who sells the time of the machines whose agents are linked: an account, workspace, provider and capacity."""
+PLATFORM: Final = "nanopod"
+HOST_IMAGE: Final = "host"
+"""The image that is the machine's own system."""
 
 
 class FileSecrets:
@@ -91,19 +104,18 @@ def load_pepper(layout: Layout, *, has_keys: bool) -> bytes:
     return layout.pepper.read_bytes()
 
 
-def prepare(write: Transaction, pepper: bytes, admin_key: str, now: float) -> tuple[str, int]:
-    """Workspace, capacity, the owner's key, and the count of starts: (cluster id, era)."""
+def prepare(write: Transaction, pepper: bytes, admin_key: str, now: float, at: float | None = None) -> tuple[str, int]:
+    """Everybody and everything that a cluster begins with, and the count of starts: (cluster id, era).
+
+    `now` is wall time, `at` the cluster's (by default the same). What is there already stays as it is.
+    """
+    at = now if at is None else at
     cluster_id = write.setting("cluster_id")
     if cluster_id is None:
         cluster_id = "cluster_" + base62(secrets.token_bytes(21), 21)
         write.put_setting("cluster_id", cluster_id)
-    workspaces = {name: workspace_id for workspace_id, name, _ in write.workspaces()}
-    if WORKSPACE not in workspaces:
-        workspaces[WORKSPACE] = make_id("workspace", secrets.token_bytes(21))
-        write.add_workspace(workspaces[WORKSPACE], WORKSPACE, now)
-    workspace_id = workspaces[WORKSPACE]
-    if write.capacity_named(workspace_id, CAPACITY) is None:
-        write.add_capacity(Capacity(make_id("capacity", secrets.token_bytes(21)), workspace_id, CAPACITY), now)
+        write.put_setting(BLOCK_SETTING, str(write.block_s))
+    workspace_id = _people(write, at)
     key_id = key_id_of(admin_key)
     assert key_id is not None, "checked when it was read"
     if write.key(key_id) is None:
@@ -112,6 +124,80 @@ def prepare(write: Transaction, pepper: bytes, admin_key: str, now: float) -> tu
     era = int(write.setting("era") or "0") + 1
     write.put_setting("era", str(era))
     return cluster_id, era
+
+
+def _new(kind: str) -> str:
+    return make_id(kind, secrets.token_bytes(21))
+
+
+def _people(write: Transaction, at: float) -> str:
+    """Accounts, workspaces, capacities, the provider and the image of this machine; the default workspace's id."""
+    _account(write, PLATFORM, "platform", at)
+    local = _account(write, LOCAL_ACCOUNT, "user", at)
+    workspace_id = _workspace(write, WORKSPACE, local, at)
+    # A database of an earlier version has workspaces that belong to nobody yet.
+    for other in write.workspaces_all():
+        if not other.account_id:
+            write.set_workspace_account(other.workspace_id, local)
+    owners = {one.workspace_id: one.account_id for one in write.workspaces_all()}
+    for capacity in write.capacities():
+        if not capacity.account_id:
+            write.set_capacity(capacity, account_id=owners[capacity.workspace_id])
+    _capacity(write, workspace_id, local, CAPACITY, "market", at)
+    _credit(write, workspace_id, at)
+    _provider(write, at)
+    if write.image_named(workspace_id, HOST_IMAGE) is None:
+        write.add_image(Image(_new("image"), workspace_id, HOST_IMAGE, "completed", "", 0, True, (), at, at))
+    return workspace_id
+
+
+def _account(write: Transaction, name: str, kind: AccountKind, at: float) -> str:
+    found = write.account_named(name)
+    if found is None:
+        found = Account(_new("account"), name, kind, at)
+        write.add_account(found)
+    return found.account_id
+
+
+def _workspace(write: Transaction, name: str, account_id: str, at: float) -> str:
+    found = write.workspace_named(name)
+    if found is None:
+        found = Workspace(_new("workspace"), name, account_id, at)
+        write.add_workspace(found)
+    return found.workspace_id
+
+
+def _capacity(
+    write: Transaction, workspace_id: str, account_id: str, name: str, kind: Literal["market", "originating"], at: float
+) -> str:
+    found = write.capacity_named(workspace_id, name)
+    if found is None:
+        found = Capacity(_new("capacity"), workspace_id, name, kind, account_id=account_id)
+        write.add_capacity(found, at)
+    return found.capacity_id
+
+
+def _credit(write: Transaction, workspace_id: str, at: float) -> None:
+    """An overage limit so high that whoever owns the machines never pays for them."""
+    if write.ledger_account(chart.credit_line(workspace_id)) is None:
+        chain = set_line(f"first_start/{workspace_id}", workspace_id, AMOUNT_MAX)
+        write.open_accounts(chart.accounts_of(chain))
+        results = write.post_transfers(chain, int(at * 1_000_000))
+        assert all(result.done for result in results), "a line can always be granted"
+
+
+def _provider(write: Transaction, at: float) -> None:
+    """The seller of this cluster's own machines; their floor is 0 unless its offers say otherwise."""
+    account_id = _account(write, PROVIDER, "provider", at)
+    workspace_id = _workspace(write, PROVIDER, account_id, at)
+    capacity_id = _capacity(write, workspace_id, account_id, PROVIDER, "originating", at)
+    found = write.provider_of_capacity(capacity_id)
+    if found is None:
+        found = Provider(_new("provider"), PROVIDER, account_id, workspace_id, capacity_id, created_at=at)
+        write.add_provider(found)
+    for node in write.nodes():
+        if not node.provider_id:
+            write.set_node_provider(node.node_id, found.provider_id)
 
 
 def read_admin_key(layout: Layout) -> str:

@@ -6,23 +6,28 @@ import asyncio
 import logging
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from nanopod.control.capacity import UNREACHABLE_S
+from nanopod.control.capacity import UNREACHABLE_S, register_machine
 from nanopod.control.live import Live
 from nanopod.control.observe import observe_machine
 from nanopod.control.ports import Clock
 from nanopod.control.pulse import Pulse
 from nanopod.drivers.link.messages import LinkClosed, MessageLink
 from nanopod.model.endpoint import ObservedInstance
-from nanopod.model.errors import NanopodError
+from nanopod.model.errors import Conflict, NanopodError
 from nanopod.model.wire import (
     AgentHello,
     AgentWelcome,
     AnyMessage,
     Demand,
+    ExecExit,
+    ExecOutput,
     GatewayHello,
     Heartbeat,
+    LogPage,
+    LogQuery,
+    Message,
     MeterAck,
     MeterSegment,
     Observed,
@@ -32,8 +37,12 @@ from nanopod.model.wire import (
     Wanted,
     WorkerState,
 )
-from nanopod.store.sqlite import SqliteStore
+from nanopod.server.execs import ExecSessions
 from nanopod.store.transaction import Transaction
+from nanopod.store.writer import GroupStore
+
+if TYPE_CHECKING:
+    from nanopod.control.market.desk import Desk
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +53,8 @@ RETRY_S_MIN: Final = 0.2
 RETRY_S_MAX: Final = 5.0
 LEASE_S: Final = 60.0
 CLOSE_S_MAX: Final = 2.0
+ASK_S_MAX: Final = 10.0
+ASKED_MAX: Final = 1000
 
 
 async def _first(messages: AsyncIterator[AnyMessage]) -> AnyMessage | None:
@@ -86,7 +97,7 @@ class GatewayLinks:
 
     def __init__(
         self,
-        store: SqliteStore,
+        store: GroupStore,
         live: Live,
         pulse: Pulse,
         current: Callable[[], Tables | None],
@@ -208,18 +219,30 @@ class GatewayLinks:
 
 
 class AgentLinks:
-    """Node agents that are linked: what to run goes down, what runs comes up."""
+    """Node agents that are linked: what to run goes down, what runs comes up; questions and commands go both ways.
+
+    `desk` is who keeps the market's books: machines that appear or change are told to it with the same commit.
+    """
 
     def __init__(
-        self, store: SqliteStore, live: Live, pulse: Pulse, clock: Clock, renew: Callable[[str], None]
+        self,
+        store: GroupStore,
+        live: Live,
+        pulse: Pulse,
+        clock: Clock,
+        renew: Callable[[str], None],
+        desk: Desk,
     ) -> None:
         self._store = store
         self._live = live
         self._pulse = pulse
         self._clock = clock
         self._renew = renew
+        self._desk = desk
         self._links: dict[str, MessageLink] = {}
         self._open = Connections()
+        self._asked: dict[str, asyncio.Future[LogPage]] = {}
+        self.execs = ExecSessions(self.send, clock)
 
     def machines(self) -> Sequence[str]:
         """Ids of the machines whose agent is linked."""
@@ -227,12 +250,41 @@ class AgentLinks:
 
     def push(self, machine_id: str, wanted: Wanted) -> None:
         """Send a machine what it shall run; nothing happens when its agent is not linked."""
+        if machine_id in self._links and not self.send(machine_id, wanted):
+            log.info("machine=%s wanted=not sent", machine_id)
+
+    def send(self, machine_id: str, message: Message) -> bool:
+        """Send a machine's agent a message; False when it is not linked."""
         link = self._links.get(machine_id)
-        if link is not None:
-            try:
-                link.send(wanted)
-            except LinkClosed:
-                log.info("machine=%s wanted=not sent", machine_id)
+        if link is None:
+            return False
+        try:
+            link.send(message)
+        except LinkClosed:
+            return False
+        return True
+
+    async def ask(self, machine_id: str, message: LogQuery, wait_s_max: float = ASK_S_MAX) -> LogPage:
+        """Ask a machine's agent something and wait for its answer.
+
+        Raises `Conflict` when the agent is not linked, is too busy, or does not answer in time.
+        """
+        if len(self._asked) >= ASKED_MAX:
+            raise Conflict("too many questions wait for agents at present: try again in some seconds")
+        key = f"{machine_id} {message.request_id}"
+        if key in self._asked:
+            raise Conflict(f"request_id {message.request_id} is being asked already: use a new one")
+        answer: asyncio.Future[LogPage] = asyncio.get_running_loop().create_future()
+        self._asked[key] = answer
+        try:
+            if not self.send(machine_id, message):
+                raise Conflict("the machine's agent is not connected at present: try again in some seconds")
+            async with asyncio.timeout(wait_s_max):
+                return await answer
+        except TimeoutError:
+            raise Conflict(f"the machine's agent did not answer within {wait_s_max:.0f} s: try again") from None
+        finally:
+            del self._asked[key]
 
     async def handle(self, link: MessageLink) -> None:
         """One connection, from its hello to its end."""
@@ -257,22 +309,13 @@ class AgentLinks:
         if (older := self._links.get(machine_id)) is not None:
             older.close()
         self._links[machine_id] = link
+        self.execs.on_linked(machine_id)
         self._live.machines[machine_id] = self._clock()
         log.info("machine=%s linked nodes=%d instances=%d", machine_id, len(hello.nodes), len(hello.instances))
         try:
             link.send(AgentWelcome(LEASE_S))
             self._renew(machine_id)
-            seen: list[ObservedInstance] = hello.instances
-            async for message in messages:
-                self._heard(machine_id)
-                if isinstance(message, Observed):
-                    if message.instances != seen:
-                        await self._observe(machine_id, message.instances)
-                        seen = message.instances
-                elif isinstance(message, Heartbeat):
-                    await self._alive(machine_id)
-                else:
-                    log.warning("machine=%s sent=%s: not expected here", machine_id, type(message).__name__)
+            await self._hear(machine_id, messages, hello.instances)
         except LinkClosed:
             pass
         except NanopodError as error:
@@ -282,8 +325,37 @@ class AgentLinks:
             if self._links.get(machine_id) is link:
                 del self._links[machine_id]
                 self._live.machines.pop(machine_id, None)
+                self._lost(machine_id)
                 self._pulse.signal([("machine", machine_id)])
                 log.info("machine=%s unlinked", machine_id)
+
+    async def _hear(self, machine_id: str, messages: AsyncIterator[AnyMessage], seen: list[ObservedInstance]) -> None:
+        """Everything a linked agent says."""
+        async for message in messages:
+            self._heard(machine_id)
+            if isinstance(message, Observed):
+                if message.instances != seen:
+                    await self._observe(machine_id, message.instances)
+                    seen = message.instances
+            elif isinstance(message, Heartbeat):
+                await self._alive(machine_id)
+            elif isinstance(message, ExecOutput):
+                self.execs.on_output(machine_id, message)
+            elif isinstance(message, ExecExit):
+                self.execs.on_exit(machine_id, message)
+            elif isinstance(message, LogPage):
+                answer = self._asked.get(f"{machine_id} {message.request_id}")
+                if answer is not None and not answer.done():
+                    answer.set_result(message)
+            else:
+                log.warning("machine=%s sent=%s: not expected here", machine_id, type(message).__name__)
+
+    def _lost(self, machine_id: str) -> None:
+        """Whoever waits for this agent need not wait until his time is up."""
+        self.execs.on_unlinked(machine_id)
+        for key, answer in self._asked.items():
+            if key.startswith(f"{machine_id} ") and not answer.done():
+                answer.set_exception(Conflict("the connection to the machine's agent was lost: try again"))
 
     def _heard(self, machine_id: str) -> None:
         """The agent spoke; after a silence its machine is looked at again."""
@@ -297,17 +369,7 @@ class AgentLinks:
         now = self._clock()
 
         def join(write: Transaction) -> None:
-            for sku in hello.skus:
-                write.put_sku(sku)
-            for node in hello.nodes:
-                write.put_node(node, hello.boot_id, hello.version, hello.inventory, now)
-            observe_machine(write, hello.machine_id, hello.instances, now)
-            for capacity in write.capacities():
-                write.signal("capacity", capacity.capacity_id, now)
-            write.signal("machine", hello.machine_id, now)
-            for instance in write.instances_live():
-                if instance.node_id is None:
-                    write.signal("instance", instance.instance_id, now)
+            register_machine(write, self._desk, hello, now)
 
         await self._store.write(join)
 

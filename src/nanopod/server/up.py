@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from nanopod.control.market.drafts import check_block_s
 from nanopod.model.errors import Conflict, Invalid, NanopodError
 from nanopod.model.layout import Layout
 from nanopod.server import cloud
+from nanopod.server.__main__ import DATABASE_VARIABLE
 
 DEFAULT_PORT: Final = 8900
 READY_S_MAX: Final = 60.0
@@ -28,6 +30,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, help=f"port of the one front door (default: {DEFAULT_PORT}; 0: a free one)")
     parser.add_argument("--detach", "-d", action="store_true", help="return once it is ready; end it with nanopod down")
     parser.add_argument("--json", action="store_true", help="print one JSON line when ready")
+    parser.add_argument(
+        "--database",
+        metavar="URL",
+        help="postgresql://... instead of a file (default: NANOPOD_DATABASE_URL, or a file)",
+    )
+    parser.add_argument(
+        "--test-clock", action="store_true", help="a new cluster whose clock stands still until it is advanced"
+    )
+    parser.add_argument(
+        "--block-s", type=int, metavar="N", help="seconds of a block of time on a new cluster; divides 60 (default: 60)"
+    )
+    parser.add_argument(
+        "--early-start",
+        action=argparse.BooleanOptionalAction,
+        help="start instances on idle nodes before their first block (default: yes, on a test clock no)",
+    )
     parser.add_argument("--embedded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
@@ -36,13 +54,23 @@ def run(args: argparse.Namespace) -> int:
     """Start the cloud; in the foreground until Ctrl-C, or detached."""
     if args.port is not None and not 0 <= args.port <= 65535:
         raise Invalid(f"--port {args.port} is not a port: give a number from 0 to 65535", field="port")
+    check_block_s(args.block_s if args.block_s is not None else 60)
     layout = Layout(cloud.data_directory(args.data_dir))
+    if args.database:
+        # By the environment, because other users of this machine can read a command line.
+        os.environ[DATABASE_VARIABLE] = args.database
     if args.detach:
         return _detach(args, layout)
     lock = cloud.prepare(layout)
     try:
         port = args.port if args.port is not None else (0 if args.embedded else DEFAULT_PORT)
-        supervisor = cloud.Supervisor(layout, args.host, cloud.check_port(args.host, port), embedded=args.embedded)
+        supervisor = cloud.Supervisor(
+            layout,
+            args.host,
+            cloud.check_port(args.host, port),
+            embedded=args.embedded,
+            server_flags=server_flags(args),
+        )
         announcer = Announcer(supervisor, as_json=args.json, ready_fd=args.ready_fd, quiet=args.embedded)
         if not (args.embedded or args.json):
             print(f"starting nanopod in {layout.data} ...", flush=True)
@@ -52,6 +80,16 @@ def run(args: argparse.Namespace) -> int:
         return 0
     finally:
         lock.close()
+
+
+def server_flags(args: argparse.Namespace) -> list[str]:
+    """The options of `nanopod up` that the server process gets, too."""
+    flags = ["--test-clock"] if args.test_clock else []
+    if args.block_s is not None:
+        flags += ["--block-s", str(args.block_s)]
+    if args.early_start is not None:
+        flags.append("--early-start" if args.early_start else "--no-early-start")
+    return flags
 
 
 class Announcer:
@@ -146,6 +184,7 @@ def _detach(args: argparse.Namespace, layout: Layout) -> int:
             [
                 *(sys.executable, "-m", "nanopod", "up", "--data-dir", str(layout.data)),
                 *("--host", args.host, "--port", str(port), "--ready-fd", str(write_fd)),
+                *server_flags(args),
             ],
             stdin=subprocess.DEVNULL,
             stdout=output,

@@ -1,15 +1,20 @@
-"""`nanopod sim`: what the scaling rule would do with a day of requests."""
+"""`nanopod sim`: what the scaling rule would do with a day of requests; `nanopod sim market`: a week of the market."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from nanopod.model.endpoint import ScaleSpec
 from nanopod.model.errors import Invalid
+from nanopod.sim import market
 from nanopod.sim.replay import Outcome, azure_trace, replay, synthetic_day
 
 
@@ -27,10 +32,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a scale setting; repeatable")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parts = parser.add_subparsers(dest="part", metavar="PART", title="instead of the scaling rule")
+    text = "a week of the market: providers, spot buyers, reserved blocks, resellers, lost nodes"
+    week = parts.add_parser("market", help=text, description=text[0].upper() + text[1:] + ".")
+    week.add_argument("--days", type=float, default=7.0, help="simulated days (default 7)")
+    week.add_argument("--traders", type=int, default=300, help="buyers of all kinds (default 300)")
+    week.add_argument("--seed", type=int, default=1, help="equal seeds give equal weeks (default 1)")
+    week.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     """Replay with the given settings, and with a fixed fleet of the same peak for comparison."""
+    if args.part == "market":
+        return run_market(args)
     spec = parse_scale(args.set)
     if args.slots < 1 or args.rate <= 0 or args.hours <= 0 or args.service <= 0:
         raise Invalid("--slots, --rate, --hours and --service are positive numbers")
@@ -49,6 +63,28 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(describe(scaled, fixed))
     return 0
+
+
+def run_market(args: argparse.Namespace) -> int:
+    """Simulate the market and say what the week was like."""
+    with _progress(round(args.days * 24)) as step:
+        report = market.simulate(args.days, args.traders, args.seed, perf_counter, step)
+    print(json.dumps(asdict(report)) if args.json else market.describe(report))
+    return 0
+
+
+@contextmanager
+def _progress(hours: int) -> Iterator[Callable[[], None]]:
+    """A bar over simulated hours on a terminal's standard error, nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("simulated hours", total=hours)
+        yield lambda: progress.advance(task)
 
 
 def parse_scale(settings: list[str]) -> ScaleSpec:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Final
 
 from nanopod.model.errors import Invalid, QuotaExceeded
-from nanopod.store.sqlite import RETRY_AFTER_S, StoreUnavailable
+from nanopod.store.writer import RETRY_AFTER_S, StoreUnavailable
 
 BLOB_BYTES_MAX: Final = 256 << 20
 UPLOADS_MAX: Final = 32
@@ -48,10 +48,28 @@ class BlobStore:
             return self._path_of(self.check(digest)).stat().st_size
         return None
 
+    @property
+    def directory(self) -> Path:
+        """Where the blobs are kept; what is not finished may wait below it, on the same file system."""
+        return self._directory
+
+    def adopt(self, file: Path, digest: str) -> None:
+        """Make a file of the same file system the blob `digest`; its content was written to the disk and hashed."""
+        with _disk_errors(self._directory):
+            self._keep(file, self.check(digest))
+
+    def path(self, digest: str) -> Path:
+        """The file of a blob, there or not."""
+        return self._path_of(self.check(digest))
+
+    def remove(self, digest: str) -> None:
+        """Forget a blob; whoever has it open reads on."""
+        self._path_of(self.check(digest)).unlink(missing_ok=True)
+
     def sweep(self) -> int:
         """Remove what interrupted uploads left more than an hour ago; how many files."""
         removed = 0
-        for part in self._directory.glob("*.part"):
+        for part in (*self._directory.glob("*.part"), *self._directory.glob("images/*/*.new")):
             with contextlib.suppress(OSError):
                 if part.stat().st_mtime < time.time() - STALE_S:
                     part.unlink()

@@ -1,4 +1,4 @@
-"""Workspaces, API keys and the cluster's settings in a transaction."""
+"""API keys and the cluster's settings in a transaction."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, Select, or_, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from nanopod.model.chain import Key
 from nanopod.store.base import Base, to_json
-from nanopod.store.schema import api_key, setting, workspace
+from nanopod.store.schema import api_key, setting
 
 _words: Final = msgspec.json.Decoder(tuple[str, ...]).decode
 
@@ -40,16 +39,7 @@ class KeyRows(Base):
 
     def put_setting(self, name: str, value: str) -> None:
         """Keep a setting of the cluster."""
-        statement = upsert(setting).values(name=name, value=value)
-        self.connection.execute(statement.on_conflict_do_update(index_elements=[setting.c.name], set_={"value": value}))
-
-    def workspaces(self) -> list[tuple[str, str, float]]:
-        """(id, name, created at) of every workspace."""
-        return [(row.id, row.name, row.created_at) for row in self._rows(select(workspace).order_by(workspace.c.name))]
-
-    def add_workspace(self, workspace_id: str, name: str, now: float) -> None:
-        """A new workspace."""
-        self._insert(workspace, id=workspace_id, name=name, created_at=now)
+        self._upsert(setting, {"name": name}, {"value": value})
 
     def key(self, key_id: str) -> Key | None:
         """A key by its public id, revoked or not."""

@@ -1,19 +1,16 @@
 """The ledger in a transaction: the rules of `nanopod.ledger.rules` on rows.
 
-Rows are read as the rules ask for them and written together at the end. The statements go to sqlite3 itself: posting
-is the hottest path that ends on the disk.
+Rows are read as the rules ask for them and written together at the end. The statements go to the driver itself:
+posting is the hottest path that ends on the disk.
 """
 
 from __future__ import annotations
 
-import sqlite3
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, cast
 
 from sqlalchemy import delete, select
-from sqlalchemy.exc import OperationalError
 
 from nanopod.ledger import chart
 from nanopod.ledger.books import fresh, problems
@@ -25,9 +22,14 @@ from nanopod.ledger.transfers import Account, Entry, Kind, Outcome, Result, Sett
 from nanopod.model.errors import Conflict, NotFound
 from nanopod.store import ledger_schema as tables
 from nanopod.store.base import Base
+from nanopod.store.driver import Driver, driver
 
 HISTORY_MAX: Final = 1_000
 """Most entries of one answer."""
+TOGETHER_MAX: Final = 100
+"""Most transfers of a batch whose rows are read together; databases limit the parameters of a statement."""
+END_US: Final = 1 << 62
+"""After every time."""
 
 _ACCOUNT: Final = (
     "SELECT id, guarded, debits_pending, debits_posted, credits_pending, credits_posted FROM ledger_account"
@@ -36,6 +38,8 @@ _ENTRY: Final = (
     "SELECT seq, id, kind, linked, balancing, debit, credit, asked, amount, pending_id, timeout_s, code, ref, at_us "
     "FROM ledger_entry"
 )
+_ENTRY_SETTLED: Final = _ENTRY.replace(" FROM", ", settled FROM")
+_BURNT: Final = "SELECT id FROM ledger_failed WHERE id IN"
 _PUT_ENTRY: Final = (
     "INSERT INTO ledger_entry (seq, id, kind, linked, balancing, debit, credit, asked, amount, pending_id, timeout_s, "
     "code, ref, at_us, expires_at_us) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
@@ -45,8 +49,10 @@ _PUT_BALANCES: Final = (
     "WHERE id = ?"
 )
 _SUMS: Final = (
-    "SELECT {side}, COALESCE(SUM(CASE WHEN kind = 'pending' AND settled IS NULL THEN amount ELSE 0 END), 0), "
-    "COALESCE(SUM(CASE WHEN kind <> 'pending' THEN amount ELSE 0 END), 0) FROM ledger_entry GROUP BY {side}"
+    "SELECT {side}, "
+    "CAST(COALESCE(SUM(CASE WHEN kind = 'pending' AND settled IS NULL THEN amount ELSE 0 END), 0) AS BIGINT), "
+    "CAST(COALESCE(SUM(CASE WHEN kind <> 'pending' THEN amount ELSE 0 END), 0) AS BIGINT) "
+    "FROM ledger_entry GROUP BY {side}"
 )
 
 
@@ -55,7 +61,7 @@ class LedgerRows(Base):
 
     def open_accounts(self, accounts: Iterable[Account]) -> None:
         """Add empty accounts; those that exist are left alone. Raises `Conflict` when one has another guard."""
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             rows = _Rows(raw)
             for account in accounts:
                 new = fresh(account, rows.account(account.id))
@@ -64,26 +70,26 @@ class LedgerRows(Base):
 
     def post_transfers(self, transfers: Sequence[Transfer], now_us: int) -> tuple[Result, ...]:
         """Post a batch at `now_us`, as `nanopod.ledger.books.post` does; one result per transfer, in order."""
-        with _statements(self) as raw:
-            batch = Batch(_Rows(raw), now_us)
+        with driver(self.connection) as raw:
+            batch = Batch(_Rows(raw, transfers), now_us)
             results = batch.run(transfers)
             _write(raw, batch)
         return results
 
     def ledger_account(self, account_id: str) -> Account | None:
         """The account with its balances (holds whose time is over count until the next posting), or None."""
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             return _Rows(raw).account(account_id)
 
     def ledger_accounts(self, prefix: str = "") -> list[Account]:
         """Accounts whose id starts with `prefix`, in order of their ids."""
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             rows = raw.execute(f"{_ACCOUNT} WHERE substr(id, 1, ?) = ? ORDER BY id", (len(prefix), prefix))
             return [_account(row) for row in rows]
 
     def ledger_entry(self, transfer_id: int) -> tuple[Entry, Settlement | None] | None:
         """A created transfer and, if it was pending, how it ended."""
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             rows = _Rows(raw)
             entry = rows.entry(transfer_id)
             return None if entry is None else (entry, rows.settlement(transfer_id))
@@ -95,17 +101,17 @@ class LedgerRows(Base):
 
         With how each ended if it was pending. Go on with `after`, the last entry seen.
         """
-        columns = _ENTRY.removeprefix("SELECT ").partition(" FROM")[0] + ", settled"
+        columns = _ENTRY_SETTLED.removeprefix("SELECT ").partition(" FROM")[0]
         sides = " UNION ALL ".join(
-            f"SELECT * FROM (SELECT {columns} FROM ledger_entry WHERE {side} = ?1 AND at_us >= ?2 "
-            f"AND (at_us, seq) > (?3, ?4) AND (?5 IS NULL OR at_us < ?5) ORDER BY at_us, seq LIMIT {HISTORY_MAX})"
+            f"SELECT * FROM (SELECT {columns} FROM ledger_entry WHERE {side} = ? AND at_us >= ? "
+            f"AND (at_us, seq) > (?, ?) AND at_us < ? ORDER BY at_us, seq LIMIT {HISTORY_MAX}) AS {side}s"
             for side in ("debit", "credit")
         )
         since = (start_us, 0) if after is None else (after.at_us, after.seq)
-        with _statements(self) as raw:
+        values = (account_id, max(start_us, since[0]), *since, END_US if end_us is None else end_us)
+        with driver(self.connection) as raw:
             rows = raw.execute(
-                f"SELECT * FROM ({sides}) ORDER BY at_us, seq LIMIT {HISTORY_MAX}",
-                (account_id, max(start_us, since[0]), *since, end_us),
+                f"SELECT * FROM ({sides}) AS both_sides ORDER BY at_us, seq LIMIT {HISTORY_MAX}", values * 2
             ).fetchall()
         return [(_entry(row), cast("Settlement | None", row[14])) for row in rows]
 
@@ -114,7 +120,7 @@ class LedgerRows(Base):
         start_us, end_us = month_bounds(month)
         own = [chart.prepaid(workspace_id), chart.receivable(workspace_id), *map(chart.grant, grants)]
         found: dict[int, Entry] = {}
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             for account_id in own:
                 for side in ("debit", "credit"):
                     rows = raw.execute(
@@ -129,9 +135,10 @@ class LedgerRows(Base):
     def balance_at(self, account_id: str, at_us: int) -> int:
         """Posted credits less posted debits of everything before `at_us`: the opening balance of a statement."""
         statement = (
-            "SELECT COALESCE(SUM(amount), 0) FROM ledger_entry WHERE {} = ? AND kind <> 'pending' AND at_us >= ?"
+            "SELECT CAST(COALESCE(SUM(amount), 0) AS BIGINT) FROM ledger_entry "
+            "WHERE {} = ? AND kind <> 'pending' AND at_us >= ?"
         )
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             account = _Rows(raw).account(account_id)
             if account is None:
                 return 0
@@ -159,7 +166,7 @@ class LedgerRows(Base):
         known = self._known(invoice_id)
         if known.status == "finalized":
             return known
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             number = raw.execute(
                 "SELECT COALESCE(MAX(number), 0) + 1 FROM invoice WHERE issuer = ?", (known.issuer,)
             ).fetchone()[0]
@@ -218,7 +225,7 @@ class LedgerRows(Base):
     def check_ledger(self) -> tuple[str, ...]:
         """What is wrong with the books, as `nanopod.ledger.books.check`; empty when nothing is. Reads every entry."""
         wanted: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0, 0])
-        with _statements(self) as raw:
+        with driver(self.connection) as raw:
             for at, side in ((0, "debit"), (2, "credit")):
                 for account_id, pending, posted in raw.execute(_SUMS.format(side=side)):
                     wanted[account_id][at : at + 2] = [pending, posted]
@@ -227,12 +234,37 @@ class LedgerRows(Base):
 
 
 class _Rows:
-    """`Books` on the tables."""
+    """`Books` on the tables. Each row is read once; those of `transfers` are read together, to save round trips."""
 
-    def __init__(self, raw: sqlite3.Connection) -> None:
+    def __init__(self, raw: Driver, transfers: Sequence[Transfer] = ()) -> None:
         self._raw = raw
         self._accounts: dict[str, Account | None] = {}
+        self._entries: dict[int, tuple[Entry, Settlement | None] | None] = {}
+        self._burnt: dict[int, bool] = {}
         self.seq: int = raw.execute("SELECT COALESCE(MAX(seq), 0) FROM ledger_entry").fetchone()[0]
+        if 0 < len(transfers) <= TOGETHER_MAX:
+            self._look(transfers)
+
+    def _look(self, transfers: Sequence[Transfer]) -> None:
+        ids = {asked.id for asked in transfers}
+        wanted = ids | {asked.pending_id for asked in transfers if asked.pending_id}
+        self._entries = dict.fromkeys(wanted)
+        for row in self._among(f"{_ENTRY_SETTLED} WHERE id IN", [id.to_bytes(16) for id in wanted]):
+            self._entries[int.from_bytes(row[1])] = (_entry(row), row[14])
+        burnt = {int.from_bytes(row[0]) for row in self._among(_BURNT, [id.to_bytes(16) for id in ids])}
+        self._burnt = {id: id in burnt for id in ids}
+        names = {name for asked in transfers for name in (asked.debit, asked.credit) if name}
+        for found in self._entries.values():
+            if found is not None:
+                names |= {found[0].debit, found[0].credit}
+        self._accounts = dict.fromkeys(names)
+        for row in self._among(f"{_ACCOUNT} WHERE id IN", sorted(names)):
+            self._accounts[row[0]] = _account(row)
+
+    def _among(self, statement: str, values: Sequence[Any]) -> list[Any]:
+        if not values:
+            return []
+        return self._raw.execute(f"{statement} ({', '.join('?' * len(values))})", values).fetchall()
 
     def account(self, account_id: str) -> Account | None:
         if account_id not in self._accounts:
@@ -245,16 +277,23 @@ class _Rows:
         self._accounts[account.id] = account
 
     def entry(self, transfer_id: int) -> Entry | None:
-        row = self._raw.execute(f"{_ENTRY} WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()
-        return None if row is None else _entry(row)
+        found = self._found(transfer_id)
+        return None if found is None else found[0]
 
     def settlement(self, transfer_id: int) -> Settlement | None:
-        row = self._raw.execute("SELECT settled FROM ledger_entry WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()
-        return None if row is None else row[0]
+        found = self._found(transfer_id)
+        return None if found is None else found[1]
+
+    def _found(self, transfer_id: int) -> tuple[Entry, Settlement | None] | None:
+        if transfer_id not in self._entries:
+            row = self._raw.execute(f"{_ENTRY_SETTLED} WHERE id = ?", (transfer_id.to_bytes(16),)).fetchone()
+            self._entries[transfer_id] = None if row is None else (_entry(row), row[14])
+        return self._entries[transfer_id]
 
     def burnt(self, transfer_id: int) -> bool:
-        key = (transfer_id.to_bytes(16),)
-        return self._raw.execute("SELECT 1 FROM ledger_failed WHERE id = ?", key).fetchone() is not None
+        if transfer_id not in self._burnt:
+            self._burnt[transfer_id] = bool(self._among(_BURNT, [transfer_id.to_bytes(16)]))
+        return self._burnt[transfer_id]
 
     def due(self, now_us: int) -> list[Entry]:
         rows = self._raw.execute(
@@ -263,8 +302,8 @@ class _Rows:
         return [_entry(row) for row in rows]
 
 
-def _write(raw: sqlite3.Connection, batch: Batch) -> None:
-    raw.executemany(_PUT_ENTRY, map(_row, batch.entries.values()))
+def _write(raw: Driver, batch: Batch) -> None:
+    raw.executemany(_PUT_ENTRY, [_row(entry) for entry in batch.entries.values()])
     raw.executemany(
         _PUT_BALANCES,
         [
@@ -326,14 +365,3 @@ def _entry(row: Sequence[Any]) -> Entry:
 
 def _account(row: Sequence[Any]) -> Account:
     return Account(row[0], bool(row[1]), *row[2:])
-
-
-@contextmanager
-def _statements(rows: Base) -> Iterator[sqlite3.Connection]:
-    """The driver's own connection. Its errors become SQLAlchemy's, which is what the store looks for."""
-    raw = rows.connection.connection.driver_connection
-    assert isinstance(raw, sqlite3.Connection), "these statements are written for SQLite"
-    try:
-        yield raw
-    except sqlite3.Error as error:
-        raise OperationalError("the ledger", None, error) from error

@@ -24,7 +24,7 @@ ledger_account: Final = Table(
 ledger_entry: Final = Table(
     "ledger_entry",
     metadata,
-    Column("seq", Integer, primary_key=True),
+    Column("seq", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=False),
     Column("id", LargeBinary, nullable=False, unique=True),
     Column("kind", String, nullable=False),
     Column("linked", Boolean, nullable=False),

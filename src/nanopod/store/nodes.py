@@ -6,16 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Row, Select, select, update
-from sqlalchemy.dialects.sqlite import insert as upsert
+from sqlalchemy import Row, Select, delete, select, update
 
 from nanopod.model.capacity import Capacity, Node, Sku
-from nanopod.model.schedule import Schedule
-from nanopod.store.base import Base, to_json
+from nanopod.store.base import Base, tags_json, tags_of, to_json
 from nanopod.store.schema import capacity, node, sku
 
 _sku: Final = msgspec.json.Decoder(Sku).decode
-_by_sku: Final = msgspec.json.Decoder(dict[str, Schedule]).decode
 _inventory: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -31,11 +28,14 @@ class NodeFacts:
 
 
 def _node(row: Row[Any]) -> Node:
-    return Node(row.id, row.machine_id, row.sku_id, row.slots, row.state, row.seen_at)
+    return Node(row.id, row.machine_id, row.sku_id, row.slots, row.state, row.seen_at, row.provider_id)
 
 
 def _capacity(row: Row[Any]) -> Capacity:
-    return Capacity(row.id, row.workspace_id, row.name, row.kind, _by_sku(row.by_sku), row.generation)
+    return Capacity(
+        row.id, row.workspace_id, row.name, row.kind, {}, row.generation, row.account_id, tags_of(row.tags),
+        row.created_at, row.updated_at,
+    )  # fmt: skip
 
 
 class NodeRows(Base):
@@ -45,11 +45,14 @@ class NodeRows(Base):
         """Every kind of node that was ever seen here."""
         return [_sku(row.properties) for row in self._rows(select(sku).order_by(sku.c.alias, sku.c.id))]
 
+    def sku(self, sku_id: str) -> Sku | None:
+        """One kind of node."""
+        row = self._row(sku, id=sku_id)
+        return _sku(row.properties) if row else None
+
     def put_sku(self, value: Sku) -> None:
         """Add or refresh a kind of node."""
-        values = {"alias": value.alias, "properties": to_json(value)}
-        statement = upsert(sku).values(id=value.sku_id, **values)
-        self.connection.execute(statement.on_conflict_do_update(index_elements=[sku.c.id], set_=values))
+        self._upsert(sku, {"id": value.sku_id}, {"alias": value.alias, "properties": to_json(value)})
 
     def nodes(self) -> list[Node]:
         """Every node, in the order they came."""
@@ -62,8 +65,15 @@ class NodeRows(Base):
             for row in self._rows(select(node).order_by(node.c.created_at, node.c.id))
         ]
 
-    def put_node(self, value: Node, boot_id: str, version: str, inventory: dict[str, Any], now: float) -> None:
-        """Add a node, or refresh what its agent says about it."""
+    def node(self, node_id: str) -> Node | None:
+        """One node."""
+        row = self._row(node, id=node_id)
+        return _node(row) if row else None
+
+    def put_node(
+        self, value: Node, boot_id: str, version: str, inventory: dict[str, Any], now: float, provider_id: str = ""
+    ) -> None:
+        """Add a node, or refresh what its agent says about it. Without a `provider_id` a node keeps the one it has."""
         values = {
             "machine_id": value.machine_id,
             "sku_id": value.sku_id,
@@ -74,12 +84,18 @@ class NodeRows(Base):
             "version": version,
             "inventory": to_json(inventory),
         }
-        statement = upsert(node).values(id=value.node_id, created_at=now, **values)
-        self.connection.execute(statement.on_conflict_do_update(index_elements=[node.c.id], set_=values))
+        seller = provider_id or value.provider_id
+        if seller:
+            values["provider_id"] = seller
+        self._upsert(node, {"id": value.node_id}, values, created_at=now)
 
     def see_machine(self, machine_id: str, now: float) -> None:
         """The machine's agent gave a sign of life."""
         self.connection.execute(update(node).where(node.c.machine_id == machine_id), {"seen_at": now})
+
+    def set_node_provider(self, node_id: str, provider_id: str) -> None:
+        """Record who sells the node's time."""
+        self._update(node, node_id, provider_id=provider_id)
 
     def set_node_state(self, node_id: str, state: str) -> None:
         """Record whether the node can be used."""
@@ -105,19 +121,27 @@ class NodeRows(Base):
             statement = statement.where(capacity.c.workspace_id == workspace_id)
         return [_capacity(row) for row in self._rows(statement)]
 
-    def add_capacity(self, value: Capacity, now: float) -> None:
-        """A new capacity."""
+    def add_capacity(self, value: Capacity, now: float | None = None) -> None:
+        """A new capacity, made `now` or when it says. What it holds is in the books, not in its row."""
+        made_at = value.created_at if now is None else now
         self._insert(
             capacity,
             id=value.capacity_id,
             workspace_id=value.workspace_id,
             name=value.name,
             kind=value.kind,
-            by_sku=to_json(value.by_sku),
-            created_at=now,
-            updated_at=now,
+            account_id=value.account_id,
+            tags=tags_json(value.tags),
+            created_at=made_at,
+            updated_at=made_at,
         )
 
-    def set_capacity_schedules(self, seen: Capacity, by_sku: dict[str, Schedule], now: float) -> None:
-        """Replace the schedules of a capacity that still is as it was `seen`; raises `Conflict` if not."""
-        self._guarded(capacity, seen.capacity_id, seen.generation, by_sku=to_json(by_sku), updated_at=now)
+    def set_capacity(self, seen: Capacity, **columns: Any) -> None:
+        """Change fields of a capacity that still is as it was `seen`; raises `Conflict` if not."""
+        if "tags" in columns:
+            columns["tags"] = tags_json(columns["tags"])
+        self._guarded(capacity, seen.capacity_id, seen.generation, **columns)
+
+    def delete_capacity(self, capacity_id: str) -> None:
+        """Forget a capacity."""
+        self.connection.execute(delete(capacity).where(capacity.c.id == capacity_id))

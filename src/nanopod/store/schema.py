@@ -6,6 +6,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     Column,
     Float,
     ForeignKey,
@@ -20,6 +21,8 @@ from sqlalchemy import (
 )
 
 metadata: Final = MetaData()
+_NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
+"""A number that the database draws: SQLite does so for columns of the type INTEGER only."""
 
 
 def _id(name: str = "id") -> Column[str]:
@@ -33,11 +36,21 @@ def _json(name: str, *, nullable: bool = False) -> Column[str]:
 setting: Final = Table("setting", metadata, _id("name"), Column("value", Text, nullable=False))
 """Single values of the cluster: its id, how often its server started."""
 
+account: Final = Table(
+    "account",
+    metadata,
+    _id(),
+    Column("name", String, nullable=False, unique=True),
+    Column("kind", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
 workspace: Final = Table(
     "workspace",
     metadata,
     _id(),
     Column("name", String, nullable=False, unique=True),
+    Column("account_id", String, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
 )
 
@@ -70,6 +83,7 @@ node: Final = Table(
     Column("boot_id", String, nullable=False, server_default=""),
     Column("version", String, nullable=False, server_default=""),
     _json("inventory"),
+    Column("provider_id", String, nullable=False, server_default=""),
     Column("created_at", Float, nullable=False),
     Index("node_machine", "machine_id"),
 )
@@ -81,7 +95,8 @@ capacity: Final = Table(
     Column("workspace_id", ForeignKey("workspace.id"), nullable=False),
     Column("name", String, nullable=False),
     Column("kind", String, nullable=False),
-    _json("by_sku"),
+    Column("account_id", String, nullable=False, server_default=""),
+    Column("tags", Text, nullable=False, server_default="{}"),
     Column("generation", Integer, nullable=False, server_default="0"),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
@@ -140,9 +155,17 @@ deployment: Final = Table(
     "deployment",
     metadata,
     _id(),
-    Column("endpoint_id", ForeignKey("endpoint.id", ondelete="CASCADE"), nullable=False, unique=True),
+    Column("name", String, nullable=False, server_default=""),
+    Column("kind", String, nullable=False, server_default="generic"),
+    Column("endpoint_id", ForeignKey("endpoint.id", ondelete="CASCADE"), unique=True),
     Column("workspace_id", ForeignKey("workspace.id"), nullable=False),
     Column("capacity_id", ForeignKey("capacity.id"), nullable=False),
+    Column("sku_id", String, nullable=False, server_default=""),
+    Column("template_id", String, nullable=False, server_default=""),
+    Column("instance_name_template", String, nullable=False, server_default=""),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("procurement_id", String, nullable=False, server_default=""),
+    Column("tags", Text, nullable=False, server_default="{}"),
     Column("revision_id", String, nullable=False),
     Column("target_instance_count", Integer, nullable=False, server_default="0"),
     Column("generation", Integer, nullable=False, server_default="0"),
@@ -151,7 +174,10 @@ deployment: Final = Table(
     Column("not_before", Float, nullable=False, server_default="0"),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
+    Index("deployment_name", "workspace_id", "name", unique=True),
+    Index("deployment_capacity", "capacity_id"),
 )
+"""`endpoint_id` is NULL for one that stands alone."""
 
 instance: Final = Table(
     "instance",
@@ -177,7 +203,21 @@ instance: Final = Table(
     Column("ready_at", Float),
     Column("created_at", Float, nullable=False),
     Column("ended_at", Float),
+    Column("seq", BigInteger, nullable=False, server_default="0"),
+    Column("name", String, nullable=False, server_default=""),
+    Column("sku_id", String, nullable=False, server_default=""),
+    Column("template_id", String, nullable=False, server_default=""),
+    Column("image_id", String, nullable=False, server_default=""),
+    Column("cloud_init", Text, nullable=False, server_default=""),
+    Column("priority", String, nullable=False, server_default="normal"),
+    Column("granted_at", Float),
+    Column("early_until", BigInteger),
+    Column("early_block", BigInteger),
+    Column("warned", Text, nullable=False, server_default=""),
+    Column("tags", Text, nullable=False, server_default="{}"),
     Index("instance_endpoint", "endpoint_id", "ended_at"),
+    Index("instance_capacity", "capacity_id", "ended_at"),
+    Index("instance_deployment", "deployment_id", "ended_at"),
     Index("instance_node", "node_id", "ended_at"),
     Index("instance_created", "workspace_id", "created_at"),
 )
@@ -186,7 +226,7 @@ instance: Final = Table(
 usage_record: Final = Table(
     "usage_record",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", _NUMBER, primary_key=True, autoincrement=True),
     Column("record_id", String, nullable=False, unique=True),
     Column("request_id", String, nullable=False),
     Column("workspace_id", String, nullable=False),
@@ -198,7 +238,7 @@ usage_record: Final = Table(
     Column("status", Integer, nullable=False),
     Column("prompt_tokens", Integer, nullable=False),
     Column("completion_tokens", Integer, nullable=False),
-    Column("compute_us", Integer, nullable=False),
+    Column("compute_us", BigInteger, nullable=False),
     Column("t_arrival", Float, nullable=False),
     Column("t_first", Float, nullable=False),
     Column("t_end", Float, nullable=False),
@@ -226,7 +266,7 @@ activation: Final = Table(
 event: Final = Table(
     "event",
     metadata,
-    Column("seq", Integer, primary_key=True, autoincrement=True),
+    Column("seq", _NUMBER, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
     Column("kind", String, nullable=False),
     Column("key", String, nullable=False),

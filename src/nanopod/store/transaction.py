@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from nanopod.store.activations import ActivationRows
+from nanopod.store.automation import AutomationRows
+from nanopod.store.catalogue import CatalogueRows
 from nanopod.store.chain import ChainRows
+from nanopod.store.charges import ChargeRows
+from nanopod.store.endpoints import EndpointRows
 from nanopod.store.keys import KeyRows
+from nanopod.store.ledger import LedgerRows
+from nanopod.store.market import MarketRows
 from nanopod.store.nodes import NodeRows
+from nanopod.store.notices import NoticeRows
+from nanopod.store.trade import TradeRows
 from nanopod.store.usage import UsageRows
 
 
-class Transaction(ActivationRows, ChainRows, NodeRows, KeyRows, UsageRows):
+class Transaction(
+    ActivationRows, AutomationRows, CatalogueRows, ChainRows, ChargeRows, EndpointRows, KeyRows, LedgerRows,
+    MarketRows, NodeRows, NoticeRows, TradeRows, UsageRows,
+):  # fmt: skip
     """One transaction. It ends with the function it was given to; never keep it."""

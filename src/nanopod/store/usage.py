@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Float, Integer, Select, cast, func, select
+from sqlalchemy import BigInteger, ColumnElement, Select, String, cast, func, literal_column, select
 
 from nanopod.model.errors import Invalid
 from nanopod.model.wire import MeterRecord
@@ -29,6 +29,13 @@ _UPSERT: Final = (
 )
 
 
+_DAY: Final = {
+    "sqlite": "date(usage_record.t_end, 'unixepoch')",
+    "postgresql": "to_char(to_timestamp(usage_record.t_end) AT TIME ZONE 'UTC', 'YYYY-MM-DD')",
+}
+"""The UTC day in which a record ended, by dialect."""
+
+
 class UsageRows(Base):
     """Reads and writes of what was used."""
 
@@ -36,7 +43,7 @@ class UsageRows(Base):
         """Keep records, each once however often it is sent; how many were given."""
         rows = [tuple(getattr(record, name) for name in FIELDS) for record in records]
         if rows:
-            self.connection.exec_driver_sql(_UPSERT, rows)
+            self._raw_many(_UPSERT, rows)
         return len(rows)
 
     def usage(
@@ -47,7 +54,7 @@ class UsageRows(Base):
             "endpoint": usage_record.c.endpoint_id,
             "key": usage_record.c.key_id,
             "kind": usage_record.c.kind,
-            "day": func.date(cast(usage_record.c.t_end, Float), "unixepoch"),
+            "day": literal_column(_DAY[self._dialect], String),
         }
         for name in group_by:
             if name not in columns:
@@ -55,7 +62,7 @@ class UsageRows(Base):
         groups = [columns[name].label(name) for name in group_by]
         sums = [
             func.count().label("requests"),
-            *(cast(func.coalesce(func.sum(usage_record.c[name]), 0), Integer).label(name) for name in SUMS[1:]),
+            *(cast(func.coalesce(func.sum(usage_record.c[name]), 0), BigInteger).label(name) for name in SUMS[1:]),
         ]
         grouped: Any = select(*groups, *sums)
         statement = self._within(grouped, workspace_id, start, end)

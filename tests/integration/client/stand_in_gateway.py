@@ -110,7 +110,8 @@ class FakeGateway:
         path, _, query = path.partition("?")
         if method == "GET" and path in self.lists:
             # Two rows a page, so that paging is always part of it.
-            rows, start = self.lists[path], int(parse_qs(query).get("cursor", ["0"])[0])
+            words = parse_qs(query)
+            rows, start = self.lists[path], int(words.get("starting_after", words.get("cursor", ["0"]))[0])
             more = start + 2 < len(rows)
             return 200, {"data": rows[start : start + 2], "has_more": more, "cursor": str(start + 2) if more else None}
         if path.startswith("/v1/blobs/"):

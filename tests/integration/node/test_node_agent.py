@@ -3,182 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import tempfile
 import textwrap
 import zipfile
-from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fake_gateway import FakeGateway
-from node_instances import HEADER, bundle_of, eventually, instance_spec
+from node_instances import eventually, instance_spec
+from node_stage import Node, on_a_node
 
-from nanopod.drivers.link.messages import MessageLink, serve
-from nanopod.model.endpoint import EndpointSpec, FunctionSpec, ImageSpec, InstanceSpec, ObservedInstance
-from nanopod.model.layout import Layout
-from nanopod.model.wire import AgentHello, AgentWelcome, Heartbeat, Observed, Wanted
+from nanopod.model.endpoint import EndpointSpec, FunctionSpec
 from nanopod.node import files, launch, procs, records
 
 pytestmark = pytest.mark.integration
-
-CODE = "@remote()\nasync def square(x): return x * x\n"
-
-
-class FakeServer:
-    """The server's end of the agent link."""
-
-    def __init__(self, layout: Layout) -> None:
-        self.layout = layout
-        self.hellos: list[AgentHello] = []
-        self.observed: dict[str, ObservedInstance] = {}
-        self.history: list[tuple[int, str]] = []
-        """(epoch, phase) changes of the instance `inst_test`."""
-        self.beats = 0
-        self.generation = 0
-        self.link: MessageLink | None = None
-        self._server: asyncio.Server | None = None
-
-    async def start(self) -> None:
-        self._server = await serve(self.layout.agent_socket, self._handle)
-
-    async def stop(self) -> None:
-        if self._server is not None:
-            self._server.close()
-        if self.link is not None:
-            self.link.close()
-        self.layout.agent_socket.unlink(missing_ok=True)
-
-    async def _handle(self, link: MessageLink) -> None:
-        async for message in link:
-            if isinstance(message, AgentHello):
-                self.hellos.append(message)
-                self.link = link
-                self._saw(message.instances)
-                link.send(AgentWelcome())
-            elif isinstance(message, Observed):
-                self._saw(message.instances)
-            elif isinstance(message, Heartbeat):
-                self.beats += 1
-                assert message.memory_free > 0
-
-    def _saw(self, instances: list[ObservedInstance]) -> None:
-        self.observed = {instance.instance_id: instance for instance in instances}
-        for instance in instances:
-            now = (instance.epoch, instance.phase)
-            if instance.instance_id == "inst_test" and now not in self.history[-1:]:
-                self.history.append(now)
-
-    def want(self, *instances: InstanceSpec, generation: int | None = None) -> None:
-        assert self.link is not None
-        self.generation = self.generation + 1 if generation is None else generation
-        self.link.send(Wanted(self.generation, list(instances), (f"unix:{self.layout.gateway_socket}",)))
-
-    async def phase(self, phase: str, instance_id: str = "inst_test", epoch: int = 1) -> ObservedInstance:
-        """The instance, once it is in this phase."""
-
-        def found() -> ObservedInstance | None:
-            seen = self.observed.get(instance_id)
-            return seen if seen is not None and (seen.phase, seen.epoch) == (phase, epoch) else None
-
-        try:
-            return await eventually(found, 20, f"{instance_id} {phase}")
-        except AssertionError as error:
-            raise AssertionError(f"{error}; seen: {self.history} {self.observed.get(instance_id)}") from None
-
-
-class Node:
-    """A data directory, its agent, a fake server and a fake gateway."""
-
-    def __init__(self, root: Path) -> None:
-        self.layout = Layout(root)
-        self.mark = f"node-test-{os.urandom(6).hex()}"
-        for directory in (self.layout.run, self.layout.instances):
-            directory.mkdir(parents=True)
-        self.server = FakeServer(self.layout)
-        self.gateway = FakeGateway(self.layout.gateway_socket)
-        self.agent: subprocess.Popen[bytes] | None = None
-
-    async def __aenter__(self) -> Node:
-        await self.server.start()
-        await self.gateway.start()
-        self.start_agent()
-        await eventually(lambda: self.server.hellos, 10, "the agent's hello")
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        if self.agent is not None:
-            self.agent.kill()
-            self.agent.wait(5)
-        await self.gateway.stop()
-        await self.server.stop()
-        procs.kill_session(0, f"NANOPOD_TEST_MARK={self.mark}")
-        assert not self.processes()
-
-    def start_agent(self, **env: str) -> None:
-        with open(self.layout.data / "agent.log", "ab") as log:
-            self.agent = subprocess.Popen(
-                [sys.executable, "-m", "nanopod.node.agent", "--data-dir", str(self.layout.data)],
-                stderr=log, env={**os.environ, "NANOPOD_TEST_MARK": self.mark, **env},
-            )  # fmt: skip
-
-    async def restart_agent(self) -> None:
-        """kill -9, then a new one, as the supervisor does."""
-        assert self.agent is not None
-        self.agent.kill()
-        self.agent.wait(5)
-        count = len(self.server.hellos)
-        self.start_agent()
-        await eventually(lambda: len(self.server.hellos) > count, 10, "the next agent's hello")
-
-    def processes(self) -> list[int]:
-        """Everything that carries this test's mark."""
-        return procs.members(0, f"NANOPOD_TEST_MARK={self.mark}")
-
-    @property
-    def log(self) -> str:
-        return (self.layout.data / "agent.log").read_text()
-
-    def running(self, instance_id: str = "inst_test") -> records.Running:
-        found = records.read_running(self.layout.instances / instance_id)
-        assert found is not None
-        return found
-
-    def app(self, code: str = CODE, data: bytes | None = None, **image: Any) -> EndpointSpec:
-        """A function endpoint whose bundle lies in the blob store."""
-        bundle, digest = bundle_of({"deployment.py": HEADER + code})
-        if data is not None:
-            bundle, digest = data, hashlib.sha256(data).hexdigest()
-        path = self.layout.blob(digest)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(bundle)
-        return EndpointSpec(
-            "test", bundle=digest, functions=(FunctionSpec("square"),), image=ImageSpec(**image)
-        )  # fmt: skip
-
-
-@pytest.fixture
-def root() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="npa-", dir="/tmp") as path:
-        yield Path(path)
-
-
-def on_a_node(root: Path, story: Callable[[Node], Awaitable[None]]) -> None:
-    async def limited() -> None:
-        async with asyncio.timeout(90):
-            async with Node(root) as node:
-                try:
-                    await story(node)
-                except BaseException:
-                    print(node.log)
-                    raise
-
-    asyncio.run(limited())
 
 
 def test_from_wanted_to_serving_to_gone(root: Path) -> None:
@@ -206,7 +46,9 @@ def test_from_wanted_to_serving_to_gone(root: Path) -> None:
         phases = [phase for _, phase in node.server.history]
         assert phases == [p for p in ("queued", "preparing", "starting", "loading", "stopping", "ended") if p in phases]
         directory = node.layout.instances / "inst_test"
-        await eventually(lambda: {p.name for p in directory.iterdir()} == {files.LOG, files.EXIT}, 3, "it is cleaned")
+        await eventually(
+            lambda: {p.name for p in directory.iterdir()} == {files.LOG, files.JOURNAL, files.EXIT}, 3, "it is cleaned"
+        )
         # The same epoch does not come back.
         node.server.want(instance_spec(node.app()))
         await asyncio.sleep(0.5)

@@ -644,7 +644,9 @@ def test_control_socket_answers_status_and_stop(root: Path) -> None:
                 assert told is not None
                 assert told["linked"] is True
                 assert told["worker"] == instance.worker_pid
-                assert await launch.ask(instance.directory, "dance") == {"error": "op is one of: ping, status, stop"}
+                assert await launch.ask(instance.directory, "dance") == {
+                    "error": "op is one of: ping, status, stop, exec, signal"
+                }
                 await launch.ask(instance.directory, "stop", reason="enough")
                 verdict = await instance.verdict()
                 assert (verdict.exit_code, verdict.reason) == (0, "enough")

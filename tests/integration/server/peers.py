@@ -76,10 +76,13 @@ class Answer:
 class ServerProcess:
     """`python -m nanopod.server` on a data directory."""
 
-    def __init__(self, data: Path, **env: str) -> None:
+    def __init__(self, data: Path, *options: str, **env: str) -> None:
         self.layout = Layout(data)
+        self.options = options
         self.env = env
         self.process: subprocess.Popen[bytes] | None = None
+        self.judge: Callable[[str, str, int, Any], None] | None = None
+        """Looks at every answer: (method, path, status, body)."""
         self.key = ""
         self.start_s = 0.0
 
@@ -89,7 +92,7 @@ class ServerProcess:
         began = time.monotonic()
         with open(self.layout.data / "server.log", "ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "nanopod.server", "--data-dir", str(self.layout.data)],
+                [sys.executable, "-m", "nanopod.server", "--data-dir", str(self.layout.data), *self.options],
                 stderr=log,
                 stdout=log,
                 env={**os.environ, **self.env},
@@ -145,9 +148,12 @@ class ServerProcess:
             answer = connection.getresponse()
             content = answer.read()
             fields = {name.lower(): value for name, value in answer.getheaders()}
-            return Answer(answer.status, fields, json.loads(content) if content else None)
+            found = Answer(answer.status, fields, json.loads(content) if content else None)
         finally:
             connection.close()
+        if self.judge is not None:
+            self.judge(method, path, found.status, found.body)
+        return found
 
     async def acall(self, method: str, path: str, body: Any = None, **more: Any) -> Answer:
         """One request, beside what else runs in the loop."""
@@ -260,6 +266,7 @@ class FakeAgent:
     layout: Layout
     machine_id: str = "machine_test"
     slots: int = 4
+    sku_id: str = "isku_cpu"
     gateway: FakeGateway | None = None
     breaks: Callable[[InstanceSpec], Failure | None] = lambda spec: None
     auto: bool = True
@@ -285,8 +292,8 @@ class FakeAgent:
                 self.link.close()
 
     async def _run(self) -> None:
-        node = Node(f"node_{self.machine_id}", self.machine_id, "isku_cpu", self.slots)
-        sku = Sku("isku_cpu", "cpu", num_vcpus=2)
+        node = Node(f"node_{self.machine_id}", self.machine_id, self.sku_id, self.slots)
+        sku = Sku(self.sku_id, self.sku_id.removeprefix("isku_"), num_vcpus=2)
         while True:
             self.link = link = await connect(self.layout.agent_socket, 30)
             try:

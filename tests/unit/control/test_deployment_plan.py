@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from chain_rows import NOW, deployment, instance, revision
+from chain_rows import NOW, FakeDesk, clock, deployment, instance, revision
 
 from nanopod.control.deployment import DeploymentPlan, DeploymentReconciler, DeploymentSnapshot
 from nanopod.control.live import Live
@@ -14,10 +14,11 @@ from nanopod.control.live import Live
 def plan(
     *instances: Any, ready: tuple[str, ...] = (), in_flight: tuple[tuple[str, int], ...] = (), **more: Any
 ) -> DeploymentPlan:
-    reconciler = DeploymentReconciler(Live(), lambda kind: kind)
+    extra = {name: more.pop(name) for name in ("short", "kinds", "misfit") if name in more}
+    reconciler = DeploymentReconciler(Live(), lambda kind: kind, FakeDesk(), clock)  # type: ignore[arg-type]
     current = deployment(**more)
     made = revision(current.revision_id)
-    return reconciler.plan(DeploymentSnapshot(current, made, instances, frozenset(ready), in_flight), NOW)
+    return reconciler.plan(DeploymentSnapshot(current, made, instances, frozenset(ready), in_flight, **extra), NOW)
 
 
 def stopped(found: DeploymentPlan) -> list[str]:
@@ -41,18 +42,19 @@ def test_those_that_stop_do_not_count() -> None:
 
 def test_the_least_missed_go_first() -> None:
     rows = [
-        instance("busy", phase="loading", ready_at=NOW, created_at=1.0),
-        instance("idle", phase="loading", ready_at=NOW, created_at=2.0),
-        instance("young", phase="loading", ready_at=NOW, created_at=3.0),
-        instance("queued", phase="queued", node_id=None, created_at=0.0),
-        instance("loading", phase="loading", created_at=0.0),
+        instance("busy", phase="loading", ready_at=NOW, seq=1),
+        instance("idle", phase="loading", ready_at=NOW, seq=2),
+        instance("young", phase="loading", ready_at=NOW, seq=3),
+        instance("awaiting", phase="queued", node_id=None, granted_at=None),
+        instance("queued", phase="queued", node_id=None),
+        instance("loading", phase="loading"),
     ]
     ready = ("busy", "idle", "young")
     in_flight = (("busy", 3), ("idle", 0), ("young", 0))
-    order = ["queued", "loading", "young", "idle", "busy"]
-    for target in range(5):
+    order = ["awaiting", "queued", "loading", "young", "idle", "busy"]
+    for target in range(6):
         found = plan(*rows, ready=ready, in_flight=in_flight, target_instance_count=target)
-        assert sorted(stopped(found)) == sorted(order[: 5 - target])
+        assert sorted(stopped(found)) == sorted(order[: 6 - target])
 
 
 def test_zero_stops_all_revisions() -> None:
@@ -82,6 +84,32 @@ def test_an_update_without_room_makes_room_one_at_a_time() -> None:
     assert len(stopped(found)) == 1
     stopping = [instance("old0", revision_id="r0", intent="stop"), old[1]]
     assert stopped(plan(*stopping, queued, ready=("old1",), target_instance_count=2)) == []
+
+
+def test_an_update_makes_room_only_when_no_time_is_to_be_had() -> None:
+    old = [instance(f"old{n}", revision_id="r0") for n in range(2)]
+    awaiting = instance("new", node_id=None, phase="queued", granted_at=None, reason="awaits allocation: soon")
+    soon = plan(*old, awaiting, ready=("old0", "old1"), target_instance_count=2)
+    assert stopped(soon) == [], "its first block comes by itself"
+    short = plan(*old, awaiting, ready=("old0", "old1"), target_instance_count=2, short="no_supply: 1 node is missing")
+    assert len(stopped(short)) == 1
+
+
+def test_a_kind_of_node_is_chosen_while_there_is_none_or_its_own_is_gone() -> None:
+    assert not plan(instance("i1"), target_instance_count=1).choose
+    adrift = plan(instance("i1"), target_instance_count=1, kinds=("s2",))
+    assert (adrift.choose, adrift.changes) == (True, True)
+
+
+def test_why_nothing_fits_is_said_once() -> None:
+    words = "no kind of node meets its requirements (cpu-2x: num_gpus gte 1 (it has 0))"
+    found = plan(instance("i1"), target_instance_count=1, misfit=words)
+    assert (found.why, found.choose, found.changes) == ((words,), False, True)
+    assert not plan(instance("i1"), target_instance_count=1, misfit=words, reasons=(words,)).changes
+
+
+def test_a_deployment_of_an_earlier_version_gets_its_template() -> None:
+    assert plan(instance("i1"), target_instance_count=1, template_id="").adopt
 
 
 def test_after_failures_it_waits_and_then_tries_one() -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chain_rows import NOW, instance
+from chain_rows import NOW, FakeDesk, clock, instance
 
 from nanopod.control.instance import (
     CRASH_BACKOFF_S_MAX,
@@ -18,21 +18,24 @@ from nanopod.control.instance import (
     backoff_s,
 )
 from nanopod.control.live import Live
-from nanopod.model.capacity import Capacity, Node
+from nanopod.model.capacity import Node
 from nanopod.model.endpoint import Failure
 from nanopod.model.errors import Conflict
-from nanopod.model.schedule import Entry, Schedule, Window
 from nanopod.scheduler.placement.place import Candidate
 
-CAPACITY = Capacity("c1", "w1", "default", by_sku={"s1": Schedule((Entry(Window(0, None), 1),))})
 NODE = Node("n1", "m1", "s1", 4)
 USER = Failure("import", "No module named 'x'")
 INFRA = Failure("bundle", "the disk is full", user_fault=False)
 
 
+def reconciler(desk: FakeDesk | None = None) -> InstanceReconciler:
+    return InstanceReconciler(Live(), desk or FakeDesk(), clock)  # type: ignore[arg-type]
+
+
 def plan(ready: bool = False, node: Node | None = NODE, candidates: Any = (), **more: Any) -> InstancePlan:
-    snapshot = InstanceSnapshot(instance(**more), CAPACITY, node, candidates, (), ready)
-    return InstanceReconciler(Live()).plan(snapshot, NOW)
+    awaits = more.pop("awaits", "")
+    snapshot = InstanceSnapshot(instance(**more), node, candidates, (), ready, awaits, NOW)
+    return reconciler().plan(snapshot, NOW)
 
 
 def test_a_queued_instance_is_placed() -> None:
@@ -47,6 +50,29 @@ def test_without_room_it_says_why_once() -> None:
     assert "all 4 slots are taken" in found.reason
     assert not plan(node_id=None, phase="queued", candidates=full, reason=found.reason).changes
     assert found.recheck_s
+
+
+def test_an_instance_that_is_not_granted_is_not_placed() -> None:
+    why = "awaits allocation: no_supply: nothing is on sale"
+    free = [Candidate(NODE, 0)]
+    found = plan(node_id=None, phase="queued", granted_at=None, awaits=why, candidates=free)
+    assert (found.step, found.reason, found.changes) == ("wait", why, True)
+    assert not plan(node_id=None, phase="queued", granted_at=None, awaits=why, reason=why).changes
+    assert plan(node_id=None, phase="queued", granted_at=None, intent="stop").step == "end"
+
+
+def test_it_goes_to_its_own_kind_of_node_alone() -> None:
+    found = plan(node_id=None, phase="queued", sku_id="s2", candidates=[Candidate(NODE, 0)])
+    assert (found.step, found.node_id) == ("wait", None)
+    assert "no node of its kind" in found.reason
+
+
+def test_a_machine_instance_is_not_started_again_once_it_was_ready() -> None:
+    crashed = plan(endpoint_id="", phase="failed", ready_at=NOW - 5, exit_code=3, reason="the script ended with 3")
+    assert (crashed.step, crashed.blame) == ("end", False)
+    assert crashed.failure is not None
+    assert plan(endpoint_id="", phase="failed", failure=INFRA).step == "restart"
+    assert plan(endpoint_id="", phase="failed", failure=USER).step == "end"
 
 
 def test_running_and_ready() -> None:
@@ -122,9 +148,6 @@ def test_two_that_saw_the_same_free_slot_do_not_both_get_it() -> None:
     class Full:
         """A transaction in which the last slot is taken."""
 
-        def capacity(self, capacity_id: str) -> Capacity:
-            return CAPACITY
-
         def nodes(self) -> list[Node]:
             return [replace(NODE, slots=1)]
 
@@ -137,4 +160,4 @@ def test_two_that_saw_the_same_free_slot_do_not_both_get_it() -> None:
     found = plan(node_id=None, phase="queued", candidates=[Candidate(replace(NODE, slots=1), 0)])
     assert found.step == "place"
     with pytest.raises(Conflict, match="taken meanwhile"):
-        InstanceReconciler(Live()).commit(found, Full(), NOW)  # type: ignore[arg-type]
+        reconciler().commit(found, Full(), NOW)  # type: ignore[arg-type]

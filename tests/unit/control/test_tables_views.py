@@ -10,8 +10,8 @@ from chain_rows import NOW, SPEC, deployment, endpoint, instance, revision
 
 from nanopod.control.live import Live
 from nanopod.control.tables import key_rows, phase_text, route_row, worker_row
-from nanopod.control.views import endpoint_view, instance_view
-from nanopod.model.chain import Key
+from nanopod.control.views import deployment_view, endpoint_view, instance_view, template_view
+from nanopod.model.chain import Key, Template
 from nanopod.model.endpoint import Failure, FunctionSpec
 from nanopod.model.wire import WorkerState
 
@@ -123,5 +123,52 @@ def test_an_instance_is_ready_only_while_it_is_linked(live: Live) -> None:
     shown = instance_view(instance(ready_at=NOW), live)
     assert (shown["phase"], shown["in_flight"], shown["status"]) == ("ready", 1, "running")
     assert instance_view(instance(intent="stop"), live)["phase"] == "draining"
-    assert instance_view(instance(node_id=None, phase="queued"), live)["status"] == "awaiting_allocation"
+    awaiting = instance_view(instance(node_id=None, phase="queued", granted_at=None), live)
+    assert (awaiting["status"], awaiting["market_phase"]) == ("awaiting_allocation", None)
+    placing = instance_view(instance(node_id=None, phase="queued", early_until=170), live)
+    assert (placing["status"], placing["market_phase"], placing["early_start"]) == ("running", "placing", True)
     assert instance_view(instance(phase="failed", ended_at=NOW), live)["status"] == "failed"
+
+
+def test_a_machine_instance_is_ready_when_its_agent_says_so(live: Live) -> None:
+    shown = instance_view(instance(endpoint_id="", phase="ready"), live)
+    assert (shown["ready"], shown["phase"], shown["endpoint_id"]) == (True, "ready", None)
+    assert not instance_view(instance(endpoint_id="", phase="preparing"), live)["ready"]
+
+
+def test_a_deployment_says_why_it_has_fewer_than_its_target(live: Live) -> None:
+    ready(live, "up")
+    why = "awaits allocation: no_supply: nothing is on sale at 20.00"
+    rows = [instance("up"), *(instance(f"w{n}", node_id=None, granted_at=None, reason=why) for n in range(2))]
+    shown = deployment_view(deployment(target_instance_count=3), endpoint(), rows, live)
+    assert (shown["instance_count"], shown["running_instance_count"], shown["ready_instance_count"]) == (3, 1, 1)
+    assert shown["reasons"] == [f"2 instances wait: {why}"]
+    assert shown["status"]["state"] == "warning"
+    assert shown["status"]["code"] == "no_supply"
+    assert shown["status"]["message"].startswith("no_supply: 1 of 3 instances run; ")
+
+
+def test_the_states_of_a_deployment(live: Live) -> None:
+    def state(*rows: Any, **more: Any) -> tuple[str, str]:
+        found = deployment_view(deployment(**more), None, rows, live)["status"]
+        return found["state"], found["code"]
+
+    assert state(instance()) == ("info", "running")
+    assert state(instance(), enabled=False) == ("info", "disabled")
+    fresh = deployment_view(deployment(), None, [instance(node_id=None, granted_at=None)], live)["status"]
+    assert fresh["message"] == "running: 0 of 1 instances run; 1 await allocation"
+    assert state(instance(), fails=2) == ("warning", "failing")
+
+
+def test_an_end_that_was_announced_reaches_the_gateway() -> None:
+    assert worker_row(instance(), "t").doomed_at is None
+    assert worker_row(instance(warned='{"at": 12000, "leads_s": [600]}'), "t").doomed_at == 12000
+    assert worker_row(instance(warned="not json"), "t").doomed_at is None
+
+
+def test_a_template_shows_its_script_on_demand_alone() -> None:
+    made = Template("t1", "w1", "worker", "image_1", "IyEvYmluL3NoCg==", "", {"a": "b"}, NOW, NOW)
+    shown = template_view(made)
+    assert shown["cloud_init_user_data_used"]
+    assert "cloud_init_user_data" not in shown
+    assert template_view(made, cloud_init=True)["cloud_init_user_data"] == made.cloud_init

@@ -56,7 +56,7 @@ def test_unknown_fields(body: Any, path: str, words: str) -> None:
         ({"name": "x", "scale": {"max_workers": "3"}}, "scale.max_workers"),
         ({"name": "x", "kind": "other"}, "kind"),
         ({"name": "x", "functions": [{"name": "f", "concurrency": []}]}, "functions[0].concurrency"),
-        ({}, None),
+        ({}, "name"),
     ],
 )
 def test_wrong_types(body: Any, path: str | None) -> None:

@@ -132,7 +132,7 @@ def test_a_full_disk_is_one_clear_error_and_passes(with_store: Run) -> None:
 
 
 def test_the_queue_is_bounded(with_store: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanopod.store.sqlite.PENDING_MAX", 3)
+    monkeypatch.setattr("nanopod.store.writer.PENDING_MAX", 3)
 
     async def test(store: SqliteStore) -> None:
         gate = threading.Event()

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "list":
         rows = list(api.items("/v1/endpoints"))
         if args.json:
-            show.print_json(rows)
+            show.print_page(rows)
         else:
             show.print_rows(rows, COLUMNS, empty="no endpoints; make one with `nanopod serve` or `nanopod deploy`")
         return 0

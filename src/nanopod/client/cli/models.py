@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     """Print the models."""
     rows = list(show.api_of(args).items("/v1/models"))
     if args.json:
-        show.print_json(rows)
+        show.print_page(rows)
         return 0
     columns: list[show.Column] = [
         ("MODEL", show.field("id")),

@@ -13,6 +13,7 @@ from typing import Any
 
 from nanopod.client.api import Api
 from nanopod.client.config import target
+from nanopod.client.times import zone_name
 
 Column = tuple[str, Callable[[Mapping[str, Any]], Any]]
 """A title and how to get the cell from a row."""
@@ -23,6 +24,18 @@ def add_server_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", metavar="URL", help="the server (default: NANOPOD_URL, else the cloud running here)")
     parser.add_argument("--api-key", metavar="KEY", help="default: NANOPOD_API_KEY, else that cloud's admin key")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("-o", "--output", choices=("wide", "json"), action=_Output, help="json: the same as --json")
+
+
+class _Output(argparse.Action):
+    """`-o json` is `--json`."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        namespace.output = values
+        if values == "json":
+            namespace.json = True
 
 
 def add_verbs(parser: argparse.ArgumentParser, verbs: Mapping[str, str]) -> dict[str, argparse.ArgumentParser]:
@@ -43,6 +56,26 @@ def api_of(args: argparse.Namespace) -> Api:
 def print_json(value: Any) -> None:
     """Indented JSON."""
     print(json.dumps(value, indent=2, default=str))
+
+
+def print_line(value: Any) -> None:
+    """One line of JSON."""
+    print(json.dumps(value, default=str), flush=True)
+
+
+def print_page(rows: Sequence[Any]) -> None:
+    """A whole list as the API's object for it."""
+    print_json({"object": "list", "cursor": None, "has_more": False, "data": list(rows)})
+
+
+def print_card(facts: Sequence[tuple[str, Any]]) -> None:
+    """One object as a card: a rail on the left, a name and its value a line; empty values are left out."""
+    shown = [(name, text(value)) for name, value in facts if value not in (None, "", [], {}, (), "-")]
+    width = max((len(name) for name, _ in shown), default=0)
+    rail = "\u2502" if for_people() and (sys.stdout.encoding or "").lower().startswith("utf") else "|"
+    for name, value in shown:
+        for number, line in enumerate(value.splitlines() or [""]):
+            print(f"{rail} {(name if number == 0 else '').ljust(width)}  {line}".rstrip())
 
 
 def for_people() -> bool:
@@ -107,10 +140,11 @@ def moment(name: str) -> Callable[[Mapping[str, Any]], str]:
 
 
 def when(seconds: Any) -> str:
-    """`2026-01-31 12:00:00 (3 min ago)` for Unix seconds; other values as they are."""
+    """`2026-01-31 12:00:00 UTC (3 min ago)` for Unix seconds; other values as they are."""
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds:
         return text(seconds) if seconds else "-"
-    exact = datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    moment = datetime.datetime.fromtimestamp(seconds).astimezone()
+    exact = f"{moment:%Y-%m-%d %H:%M:%S} {zone_name(moment)}"
     ago_s = time.time() - seconds
     return f"{exact} ({span(ago_s)} ago)" if ago_s >= 0 else f"{exact} (in {span(-ago_s)})"
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import logging
 import os
 import random
 import signal
 import socket
+import stat
 import subprocess
+import termios
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +36,9 @@ PROBE_S_MAX: Final = 1.0
 PROBE_ANSWER_S_MAX: Final = 120.0
 CONNECT_S_MAX: Final = 5.0
 TAIL_LINES: Final = 30
+SETTLE_S: Final = 0.01
+SETTLE_S_MAX: Final = 1.0
+"""What a command printed passes through the shim: how long its last lines may take to the log."""
 _PASSED_ON: Final = ("content-type", "accept", "x-request-id")
 _TOKEN_PROBES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
@@ -134,6 +140,18 @@ class CommandEngine:
             loop.remove_reader(fd)
             os.close(fd)
             process.wait()
+            tell(time.monotonic() + SETTLE_S_MAX)
+
+        def tell(limit: float) -> None:
+            if self._stopping or exited.done():
+                return
+            if _unread() and time.monotonic() < limit:
+                loop.call_later(SETTLE_S, tell, limit)
+            else:
+                # What was read from the pipe is on its way into the log.
+                loop.call_later(SETTLE_S, told)
+
+        def told() -> None:
             if not exited.done() and not self._stopping:
                 exited.set_result(self._said(_how(process.returncode)))
 
@@ -285,6 +303,18 @@ def _how(status: int) -> str:
 def _log_file() -> Path | None:
     directory = os.environ.get("NANOPOD_INSTANCE_DIR")
     return Path(directory) / files.LOG if directory else None
+
+
+def _unread() -> bool:
+    """True while something that was printed has not been taken from our pipes to the log."""
+    for fd in (1, 2):
+        with contextlib.suppress(OSError):
+            if stat.S_ISFIFO(os.fstat(fd).st_mode):
+                count = bytearray(4)
+                fcntl.ioctl(fd, termios.FIONREAD, count)
+                if any(count):
+                    return True
+    return False
 
 
 def _tail(start: int) -> str:

@@ -1,20 +1,22 @@
-"""Which node an instance goes to, or why it cannot be placed: a pure choice among nodes with free slots."""
+"""Which node an instance goes to, or why it cannot be placed: a pure choice among nodes with free slots.
+
+Whether an instance may run at all is its capacity's quota, which was decided before: only granted instances come here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from nanopod.model.capacity import Capacity, Node
+from nanopod.model.capacity import Node
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A node with the number of its slots that are taken, and by which capacities."""
+    """A node with the number of its slots that are taken."""
 
     node: Node
     used: int
-    holders: frozenset[str] = frozenset()
 
     @property
     def free(self) -> int:
@@ -30,42 +32,37 @@ class Placement:
     reasons: tuple[str, ...]
 
 
-def place(
-    capacity: Capacity, candidates: Sequence[Candidate], now: float, avoid: Mapping[str, int] | None = None
-) -> Placement:
-    """The node for one more instance of `capacity`: fewest recent failures there, most free slots, then lowest id.
+def place(sku_id: str, candidates: Sequence[Candidate], avoid: Mapping[str, int] | None = None) -> Placement:
+    """The node for one more instance of a SKU: fewest recent failures there, most free slots, then lowest id.
 
-    A capacity may use as many nodes of a SKU at once as its schedule holds at `now`; a node it uses already costs it
-    nothing more. `avoid` counts failed starts per node id.
+    `sku_id` "" goes to any kind of node. `avoid` counts failed starts per node id.
     """
     failures = avoid or {}
+    if not candidates:
+        return Placement(None, ("no node has joined yet",))
+    fitting = [c for c in candidates if not sku_id or c.node.sku_id == sku_id]
+    if not fitting:
+        return Placement(None, (f"there is no node of its kind ({sku_id})",))
     found: list[Candidate] = []
     reasons: list[str] = []
-    for candidate in candidates:
-        if reason := refusal(capacity, candidate, candidates, now):
+    for candidate in fitting:
+        if reason := refusal(sku_id, candidate):
             reasons.append(f"{candidate.node.node_id}: {reason}")
         else:
             found.append(candidate)
-    if not candidates:
-        return Placement(None, ("no node has joined yet",))
     if not found:
         return Placement(None, tuple(reasons))
     best = min(found, key=lambda c: (failures.get(c.node.node_id, 0), -c.free, c.node.node_id))
     return Placement(best.node.node_id, (f"{best.node.node_id}: {best.free} of {best.node.slots} slots free",))
 
 
-def refusal(capacity: Capacity, candidate: Candidate, candidates: Sequence[Candidate], now: float) -> str:
-    """Why this node cannot take one more instance of the capacity; empty when it can. `candidates`: all nodes."""
+def refusal(sku_id: str, candidate: Candidate) -> str:
+    """Why this node cannot take one more instance of the SKU; empty when it can."""
     node = candidate.node
+    if sku_id and node.sku_id != sku_id:
+        return f"is of another kind ({node.sku_id})"
     if node.state != "up":
         return f"is {node.state}"
     if candidate.free <= 0:
         return f"all {node.slots} slots are taken"
-    schedule = capacity.by_sku.get(node.sku_id)
-    held = schedule.nodes_at(now) if schedule is not None else 0
-    if capacity.capacity_id in candidate.holders:
-        return ""
-    in_use = sum(1 for c in candidates if c.node.sku_id == node.sku_id and capacity.capacity_id in c.holders)
-    if in_use >= held:
-        return f"capacity {capacity.name} holds {held} nodes of its kind now, all in use"
     return ""

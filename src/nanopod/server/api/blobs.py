@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,6 +12,14 @@ from nanopod.server.api.answers import answer
 from nanopod.server.api.bodies import TooLarge
 from nanopod.server.api.context import Context, Operation
 from nanopod.store.blobs import BLOB_BYTES_MAX
+
+
+class BlobAnswer(TypedDict):
+    """An uploaded blob."""
+
+    object: str
+    sha256: str
+    size: int
 
 
 async def head_blob(context: Context, request: Request, _key: Key) -> Response:
@@ -32,6 +40,9 @@ async def put_blob(context: Context, request: Request, _key: Key) -> Response:
 
 
 OPERATIONS: Final = (
-    Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?"),
-    Operation("PUT", "/v1/blobs/{sha256}", put_blob, "Upload a blob; its digest is verified on the way"),
-)
+    Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?", status=204, errors=(404,)),
+    Operation(
+        "PUT", "/v1/blobs/{sha256}", put_blob, "Upload a blob; its digest is verified on the way", answer=BlobAnswer,
+        status=201, also=(200,), errors=(413,),
+    ),
+)  # fmt: skip

@@ -16,6 +16,7 @@ from nanopod.server.api.errors import BadRequest
 T = TypeVar("T")
 BODY_BYTES_MAX: Final = 4 << 20
 _AT: Final = re.compile(r"(.*?)(?: - at `(?:key in )?\$?(.*)`)?", re.S)
+_MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 _infos: dict[type[Any], inspect.Type] = {}
 
 
@@ -59,6 +60,8 @@ def parse(data: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         found = _AT.fullmatch(str(error))
         said, path = (found[1], (found[2] or "").lstrip(".")) if found else (str(error), "")
+        if missing := _MISSING.fullmatch(said):
+            path, said = f"{path}.{missing[1]}".lstrip("."), "is missing; it is needed here"
         raise Invalid(f"{path or 'the body'}: {said}", field=path or None) from None
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+import time
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nanopod.control.choosing import choose_sku, free_name, name_of, retire_template, template_of
 from nanopod.control.update import Update, check, compare, fingerprinted
 from nanopod.control.views import endpoint_view
 from nanopod.model.chain import Deployment, Endpoint, Instance, Key, Revision
@@ -16,7 +18,8 @@ from nanopod.model.endpoint import EndpointSpec
 from nanopod.model.errors import Conflict, NotFound
 from nanopod.server.api.answers import answer, page, whole_list
 from nanopod.server.api.bodies import body_as
-from nanopod.server.api.context import Context, Operation
+from nanopod.server.api.context import Context, Operation, Query
+from nanopod.server.api.endpoint_answers import DeletedEndpoint, EndpointAnswer, HeartbeatAnswer, PutAnswer, StoryLine
 from nanopod.server.api.errors import CodedError
 from nanopod.store.transaction import Transaction
 
@@ -24,6 +27,18 @@ log = logging.getLogger(__name__)
 
 Whole = tuple[Endpoint, Deployment, Revision, list[Instance]]
 CAPACITY: Final = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """`wall`: what signals, heartbeats and back-off go by; `at`: the cluster's time, which rows show."""
+
+    wall: float
+    at: float
+
+
+def _moment(context: Context) -> _Moment:
+    return _Moment(time.time(), context.clock())
 
 
 def _whole(read: Transaction, endpoint: Endpoint) -> Whole:
@@ -52,8 +67,8 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
         shown = await context.store.read(lambda read: _whole(read, found)) if found else None
         return answer(_result(context, shown, update))
     have_bundle = not spec.bundle or context.blobs.has(spec.bundle)
-    now = context.clock()
-    ids = [context.new_id(kind) for kind in ("endpoint", "revision", "deployment")]
+    now = _moment(context)
+    ids = [context.new_id(kind) for kind in ("endpoint", "revision", "deployment", "template")]
 
     def write(write: Transaction) -> tuple[Whole, Update]:
         found, update = _compare(write, key, spec)
@@ -63,7 +78,7 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
             )
             raise CodedError(conflict, "blob_missing")
         if found is None:
-            return _whole(write, _create(write, key, spec, ids, now)), update
+            return _whole(write, _create(context, write, key, spec, ids, now)), update
         return _whole(write, _apply(write, found, spec, update, ids[1], now)), update
 
     whole, update = await context.store.write(write)
@@ -106,24 +121,48 @@ def _compare(read: Transaction, key: Key, spec: EndpointSpec) -> tuple[Endpoint 
     return found, compare(found, revision, spec)
 
 
-def _create(write: Transaction, key: Key, spec: EndpointSpec, ids: list[str], now: float) -> Endpoint:
-    endpoint_id, revision_id, deployment_id = ids
-    capacity = write.capacity_named(key.workspace_id, CAPACITY)
+def _create(
+    context: Context, write: Transaction, key: Key, spec: EndpointSpec, ids: list[str], now: _Moment
+) -> Endpoint:  # fmt: skip
+    """The endpoint with its first revision, a template and a deployment of the same name on the default capacity."""
+    endpoint_id, revision_id, deployment_id, template_id = ids
+    workspace_id = key.workspace_id
+    capacity = write.capacity_named(workspace_id, CAPACITY)
     assert capacity is not None, "every workspace has its default capacity"
-    write.add_endpoint(endpoint_id, key.workspace_id, spec, revision_id, now)
-    write.add_revision(revision_id, endpoint_id, spec, now)
-    write.add_deployment(deployment_id, endpoint_id, key.workspace_id, capacity.capacity_id, revision_id, now)
+    write.add_endpoint(endpoint_id, workspace_id, spec, revision_id, now.at)
+    write.heartbeat(endpoint_id, now.wall)
+    write.add_revision(revision_id, endpoint_id, spec, now.at)
+    base = name_of(spec.name, spec.tag)
+    name = free_name(base, lambda one: write.deployment_named(workspace_id, one) is not None)
+    template = template_of(write, workspace_id, name, endpoint_id, template_id, now.at)
+    write.add_template(template)
+    with context.desk.session(write, now.at) as market:
+        choice = choose_sku(market, write, spec)
+        write.add_deployment(
+            Deployment(
+                *(deployment_id, endpoint_id, workspace_id, capacity.capacity_id, revision_id, 0, 0, (), 0, 0.0),
+                *(now.at, now.at),
+                name=name,
+                sku_id=choice.sku_id,
+                template_id=template_id,
+            )
+        )
+        if choice.sku_id:
+            market.ensure_procurement(capacity.capacity_id, choice.sku_id)
     _announce(write, endpoint_id, "created", now)
+    if choice.sku_id:
+        write.tell("deployment", deployment_id, endpoint_id, f"runs on {'; '.join(choice.reasons)}", now.wall)
+    _notify(write, workspace_id, endpoint_id, spec, "created", now)
     made = write.endpoint(endpoint_id)
     assert made is not None
     return made
 
 
 def _apply(
-    write: Transaction, found: Endpoint, spec: EndpointSpec, update: Update, revision_id: str, now: float
+    write: Transaction, found: Endpoint, spec: EndpointSpec, update: Update, revision_id: str, now: _Moment
 ) -> Endpoint:
     """Bring an endpoint to a specification. Asking for it again after a failure is asking to try again."""
-    values: dict[str, Any] = {"heartbeat_at": now}
+    values: dict[str, Any] = {"heartbeat_at": now.wall}
     if spec.version_label != found.version_label:
         values["version_label"] = spec.version_label
     if "scale" in update.changed:
@@ -131,35 +170,55 @@ def _apply(
     revision = write.revision(found.revision_id)
     again = found.failure is not None or (revision is not None and revision.failures > 0)
     if update.tier >= 2:
-        write.add_revision(revision_id, found.endpoint_id, spec, now)
+        write.add_revision(revision_id, found.endpoint_id, spec, now.at)
         values["revision_id"] = revision_id
     elif again:
         write.set_revision(found.revision_id, failures=0, failure=None)
     if update.tier or again:
-        values |= {"updated_at": now, "failure": None}
+        values |= {"updated_at": now.at, "failure": None}
         if found.target == 0 and (update.tier >= 2 or again):
             # It may have been stopped, or asleep: decide as for a new endpoint, which starts a worker to try it.
             values |= {"target": -1, "scale_state": b""}
     write.set_endpoint(found, **values)
     if update.tier >= 2 or again:
-        deployment = write.deployment_of(found.endpoint_id)
-        assert deployment is not None
-        write.set_deployment(
-            deployment, revision_id=values.get("revision_id", found.revision_id), fails=0, not_before=0.0
-        )
-        write.signal("deployment", deployment.deployment_id, now)
+        runs = values.get("revision_id", found.revision_id)
+        asks_otherwise = revision is not None and revision.spec.image.query != spec.image.query
+        _renew_deployment(write, found.endpoint_id, runs, update.tier >= 2, asks_otherwise, now)
     if update.tier or again:
         words = "; ".join(update.reasons) if update.tier else "asked for again after a failure"
         _announce(write, found.endpoint_id, f"{update.action}: {words}", now)
+        _notify(write, found.workspace_id, found.endpoint_id, spec, "updated", now)
     made = write.endpoint(found.endpoint_id)
     assert made is not None
     return made
 
 
-def _announce(write: Transaction, endpoint_id: str, message: str, now: float) -> None:
-    write.tell("endpoint", endpoint_id, endpoint_id, message, now)
-    write.signal("endpoint", endpoint_id, now)
+def _renew_deployment(
+    write: Transaction, endpoint_id: str, revision_id: str, new_code: bool, asks_otherwise: bool, now: _Moment
+) -> None:
+    """Have a deployment run another revision, or the same one anew; on other hardware if that asks for it."""
+    deployment = write.deployment_of(endpoint_id)
+    assert deployment is not None, "written together with the endpoint"
+    values: dict[str, Any] = {"revision_id": revision_id, "fails": 0, "not_before": 0.0}
+    if asks_otherwise:
+        values["sku_id"] = ""  # its reconciler chooses anew
+    write.set_deployment(deployment, **values)
+    if new_code and deployment.template_id:
+        write.set_template(deployment.template_id, updated_at=now.at)
+    write.signal("deployment", deployment.deployment_id, now.wall)
+
+
+def _announce(write: Transaction, endpoint_id: str, message: str, now: _Moment) -> None:
+    write.tell("endpoint", endpoint_id, endpoint_id, message, now.at)
+    write.signal("endpoint", endpoint_id, now.wall)
     write.hint("tables")
+
+
+def _notify(
+    write: Transaction, workspace_id: str, endpoint_id: str, spec: EndpointSpec, what: str, now: _Moment
+) -> None:  # fmt: skip
+    data = {"name": spec.name, "tag": spec.tag, "kind": spec.kind}
+    write.add_notice(now.at, workspace_id, f"endpoint.{what}", endpoint_id, data)
 
 
 async def list_endpoints(context: Context, request: Request, key: Key) -> Response:
@@ -184,13 +243,18 @@ async def get_endpoint(context: Context, request: Request, key: Key) -> Response
 async def delete_endpoint(context: Context, request: Request, key: Key) -> Response:
     """Delete an endpoint: no new requests from now on, running ones finish, then its workers end."""
     reference = request.path_params["id"]
-    now = context.clock()
+    now = _moment(context)
 
     def delete(write: Transaction) -> Endpoint:
         found = _find(write, key, reference)
-        write.set_endpoint(found, deleted_at=now, updated_at=now)
+        write.set_endpoint(found, deleted_at=now.at, updated_at=now.at)
+        deployment = write.deployment_of(found.endpoint_id)
+        if deployment is not None:
+            retire_template(write, deployment)
         _announce(write, found.endpoint_id, "deleted by request", now)
-        return replace(found, deleted_at=now)
+        data = {"name": found.name, "tag": found.tag, "kind": found.kind}
+        write.add_notice(now.at, found.workspace_id, "endpoint.deleted", found.endpoint_id, data)
+        return replace(found, deleted_at=now.at)
 
     gone = await context.store.write(delete)
     await context.tables.settle()
@@ -201,7 +265,7 @@ async def delete_endpoint(context: Context, request: Request, key: Key) -> Respo
 async def heartbeat(context: Context, request: Request, key: Key) -> Response:
     """A client of this endpoint is alive; what a ttl counts from."""
     reference = request.path_params["id"]
-    now = context.clock()
+    now = time.time()
 
     def beat(write: Transaction) -> Endpoint:
         found = _find(write, key, reference)
@@ -222,13 +286,21 @@ async def list_events(context: Context, request: Request, key: Key) -> Response:
 
 OPERATIONS: Final = (
     Operation(
-        "POST", "/v1/endpoints", put_endpoint, "Create or update an endpoint", body=EndpointSpec, query=("dry_run",)
+        "POST", "/v1/endpoints", put_endpoint, "Create or update an endpoint", body=EndpointSpec, answer=PutAnswer,
+        also=(201,), errors=(409,), query=(Query("dry_run", "Only say what would be done.", "boolean", default=False),),
+        text="201 when it is new, 200 when it was there.",
     ),
     Operation(
-        "GET", "/v1/endpoints", list_endpoints, "List endpoints", scope="read", query=("limit", "starting_after")
+        "GET", "/v1/endpoints", list_endpoints, "List endpoints", scope="read", query=("limit", "starting_after"),
+        answer=EndpointAnswer, listed=True,
     ),
-    Operation("GET", "/v1/endpoints/{id}", get_endpoint, "One endpoint", scope="call"),
-    Operation("DELETE", "/v1/endpoints/{id}", delete_endpoint, "Delete an endpoint"),
-    Operation("POST", "/v1/endpoints/{id}/heartbeat", heartbeat, "Keep an endpoint with a ttl alive"),
-    Operation("GET", "/v1/endpoints/{id}/events", list_events, "Why it is as it is", scope="read"),
-)
+    Operation("GET", "/v1/endpoints/{id}", get_endpoint, "One endpoint", scope="call", answer=EndpointAnswer),
+    Operation("DELETE", "/v1/endpoints/{id}", delete_endpoint, "Delete an endpoint", answer=DeletedEndpoint),
+    Operation(
+        "POST", "/v1/endpoints/{id}/heartbeat", heartbeat, "Keep an endpoint with a ttl alive", answer=HeartbeatAnswer,
+    ),
+    Operation(
+        "GET", "/v1/endpoints/{id}/events", list_events, "Why it is as it is", scope="read", answer=StoryLine,
+        listed=True,
+    ),
+)  # fmt: skip

@@ -39,7 +39,8 @@ def error_answer(error: Exception) -> Response:
     if isinstance(error, CodedError):
         return _answer(error.error.status, error.error.code, error.narrow, error.message, error.field, None)
     if isinstance(error, NanopodError):
-        return _answer(error.status, error.code, error.code, error.message, error.field, error.retry_after_s)
+        kind = "api_error" if error.status == 500 else error.code
+        return _answer(error.status, kind, error.code, error.message, error.field, error.retry_after_s)
     if isinstance(error, HTTPException):
         kind = _HTTP_TYPES.get(error.status_code, "api_error")
         return _answer(error.status_code, kind, kind, str(error.detail), None, None)
@@ -56,7 +57,7 @@ def _answer(
             "type": kind,
             "code": code,
             "message": message,
-            "details": [{"field": field, "code": code, "message": message}] if field or code != kind else [],
+            "details": [{"field": field, "code": code, "message": message}],
         }
     }
     headers = {}

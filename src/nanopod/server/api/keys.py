@@ -1,9 +1,9 @@
-"""API keys and workspaces."""
+"""API keys."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,20 +15,46 @@ from nanopod.server.api.answers import answer, whole_list
 from nanopod.server.api.auth import SCOPES, digest_of
 from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation
+from nanopod.server.api.tenants import workspace_of
 from nanopod.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key to be made. `endpoints` limits it to calls of these; `expires_in_s` None: never expires."""
+    """A key to be made. `endpoints` limits it to calls of these; `expires_in_s` None: never expires.
+
+    The cluster's operator may name another `workspace` for it than the one of the key that asks.
+    """
 
     name: str
     scopes: tuple[str, ...] = ("admin",)
     endpoints: tuple[str, ...] | None = None
     expires_in_s: float | None = None
+    workspace: str | None = None
 
 
-def show(key: Key) -> dict[str, Any]:
+class KeyAnswer(TypedDict):
+    """An API key without its secret."""
+
+    id: str
+    object: str
+    name: str
+    workspace_id: str
+    scopes: tuple[str, ...]
+    endpoints: tuple[str, ...] | None
+    created_at: int
+    expires_at: int | None
+    last_used_at: int | None
+    revoked_at: int | None
+
+
+class NewKeyAnswer(KeyAnswer):
+    """An API key with its secret, `key`, which is shown this once."""
+
+    key: str
+
+
+def show(key: Key) -> KeyAnswer:
     """A key as the API shows it, without its secret."""
     return {
         "id": key.key_id,
@@ -61,9 +87,10 @@ async def create_key(context: Context, request: Request, key: Key) -> Response:
     check(wanted)
     now = context.clock()
     key_id, text = make_key(context.random_bytes(40))
+    target = await context.store.read(lambda read: workspace_of(read, key, wanted.workspace))
     made = Key(
         key_id=key_id,
-        workspace_id=key.workspace_id,
+        workspace_id=target.workspace_id,
         name=wanted.name,
         digest=digest_of(context.secrets.pepper, text),
         scopes=wanted.scopes,
@@ -75,13 +102,17 @@ async def create_key(context: Context, request: Request, key: Key) -> Response:
     )
     await context.store.write(lambda write: write.add_key(made))
     await context.tables.settle()
-    return answer({**show(made), "key": text}, 201)
+    shown: NewKeyAnswer = {**show(made), "key": text}
+    return answer(shown, 201)
 
 
 async def list_keys(context: Context, request: Request, key: Key) -> Response:
-    """Every key of the workspace, newest first, revoked ones as well."""
-    found = await context.store.read(lambda read: read.api_keys(key.workspace_id))
-    return whole_list(request, found, show)
+    """Every key of the workspace (the operator may name another one), newest first, revoked ones as well."""
+
+    def read(read: Transaction) -> list[Key]:
+        return read.api_keys(workspace_of(read, key, request.query_params.get("workspace")).workspace_id)
+
+    return whole_list(request, await context.store.read(read), show)
 
 
 async def revoke_key(context: Context, request: Request, key: Key) -> Response:
@@ -90,7 +121,7 @@ async def revoke_key(context: Context, request: Request, key: Key) -> Response:
     now = context.clock()
 
     def revoke(write: Transaction) -> Key:
-        known = write.api_keys(key.workspace_id)
+        known = write.api_keys(workspace_of(write, key, request.query_params.get("workspace")).workspace_id)
         found = [k for k in known if k.key_id == reference] or [
             k for k in known if k.name == reference and k.revoked_at is None
         ]
@@ -109,18 +140,14 @@ async def revoke_key(context: Context, request: Request, key: Key) -> Response:
     return answer(show(gone))
 
 
-async def list_workspaces(context: Context, request: Request, key: Key) -> Response:
-    """The workspace this key belongs to."""
-    found = await context.store.read(lambda read: read.workspaces())
-    mine = [row for row in found if row[0] == key.workspace_id]
-    return whole_list(
-        request, mine, lambda row: {"id": row[0], "object": "workspace", "name": row[1], "created_at": int(row[2])}
-    )
-
-
 OPERATIONS: Final = (
-    Operation("POST", "/v1/keys", create_key, "Make an API key", body=NewKey),
-    Operation("GET", "/v1/keys", list_keys, "List API keys", query=("limit", "starting_after")),
-    Operation("DELETE", "/v1/keys/{id}", revoke_key, "Revoke an API key at once"),
-    Operation("GET", "/v1/workspaces", list_workspaces, "List workspaces", scope="read"),
-)
+    Operation("POST", "/v1/keys", create_key, "Make an API key", body=NewKey, answer=NewKeyAnswer, status=201),
+    Operation(
+        "GET", "/v1/keys", list_keys, "List API keys", query=("workspace", "limit", "starting_after"), answer=KeyAnswer,
+        listed=True,
+    ),
+    Operation(
+        "DELETE", "/v1/keys/{id}", revoke_key, "Revoke an API key at once", query=("workspace",), answer=KeyAnswer,
+        errors=(404,),
+    ),
+)  # fmt: skip

@@ -1,18 +1,36 @@
-"""Nodes and their kinds."""
+"""Nodes: the places on machines that run instances."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanopod.model.capacity import Sku
 from nanopod.model.chain import Key
 from nanopod.server.api.answers import whole_list
 from nanopod.server.api.context import Context, Operation
 from nanopod.store.nodes import NodeFacts
 from nanopod.store.transaction import Transaction
+
+
+class NodeAnswer(TypedDict):
+    """A part of a machine. Each of its `slots` runs one instance; the market counts each as a node."""
+
+    id: str
+    object: str
+    machine_id: str
+    instance_sku_id: str
+    provider_id: str | None
+    state: Literal["up", "draining", "unreachable", "lost"]
+    linked: bool
+    slots: int
+    slots_used: int
+    seen_at: int
+    boot_id: str
+    version: str
+    inventory: dict[str, Any]
+    created_at: int
 
 
 async def list_nodes(context: Context, request: Request, _key: Key) -> Response:
@@ -27,13 +45,14 @@ async def list_nodes(context: Context, request: Request, _key: Key) -> Response:
 
     facts, used = await context.store.read(read)
 
-    def show(known: NodeFacts) -> dict[str, Any]:
+    def show(known: NodeFacts) -> NodeAnswer:
         node = known.node
         return {
             "id": node.node_id,
             "object": "node",
             "machine_id": node.machine_id,
             "instance_sku_id": node.sku_id,
+            "provider_id": node.provider_id or None,
             "state": node.state,
             "linked": node.machine_id in context.live.machines,
             "slots": node.slots,
@@ -48,18 +67,9 @@ async def list_nodes(context: Context, request: Request, _key: Key) -> Response:
     return whole_list(request, facts, show)
 
 
-def show_sku(sku: Sku) -> dict[str, Any]:
-    """A kind of node as the API shows it."""
-    names = [name for name in sku.__dataclass_fields__ if name not in ("sku_id",)]
-    return {"id": sku.sku_id, "object": "instance_sku", **{name: getattr(sku, name) for name in names}}
-
-
-async def list_skus(context: Context, request: Request, _key: Key) -> Response:
-    """Every kind of node that was seen here."""
-    return whole_list(request, await context.store.read(lambda read: read.skus()), show_sku)
-
-
 OPERATIONS: Final = (
-    Operation("GET", "/v1/nodes", list_nodes, "List nodes", scope="read", query=("limit", "starting_after")),
-    Operation("GET", "/v1/instance_skus", list_skus, "List kinds of nodes", scope="read"),
-)
+    Operation(
+        "GET", "/v1/nodes", list_nodes, "List nodes", scope="read", query=("limit", "starting_after"),
+        answer=NodeAnswer, listed=True,
+    ),
+)  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Final
+import time
+from typing import Any, Final, Literal, TypedDict
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -13,6 +14,49 @@ from nanopod.model.chain import Key
 from nanopod.server.api.answers import answer
 from nanopod.server.api.context import Context, Operation
 from nanopod.store.transaction import Transaction
+
+
+class Count(TypedDict):
+    """How many nodes there are, and how many of them are up."""
+
+    total: int
+    up: int
+
+
+class Ready(TypedDict):
+    """How many instances there are, and how many of them take work."""
+
+    total: int
+    ready: int
+
+
+class Process(TypedDict):
+    """A process of the cloud."""
+
+    pid: int
+
+
+class Processes(TypedDict):
+    """The server, and who is linked to it."""
+
+    server: Process
+    gateways: list[str]
+    machines: list[str]
+
+
+class StatusAnswer(TypedDict):
+    """The state of the server; `degraded` while no gateway or no machine is linked."""
+
+    object: Literal["status"]
+    status: Literal["ok", "degraded"]
+    version: str
+    cluster_id: str
+    uptime_s: float
+    processes: Processes
+    table_version: int
+    nodes: Count
+    endpoints: int
+    instances: Ready
 
 
 async def get_status(context: Context, _request: Request, _key: Key) -> Response:
@@ -37,7 +81,7 @@ async def get_status(context: Context, _request: Request, _key: Key) -> Response
             "status": "ok" if context.live.gateways and context.live.machines else "degraded",
             "version": __version__,
             "cluster_id": context.cluster_id,
-            "uptime_s": round(context.clock() - context.started_at, 3),
+            "uptime_s": round(time.time() - context.started_at, 3),
             "processes": {
                 "server": {"pid": os.getpid()},
                 "gateways": sorted(context.live.gateways),
@@ -49,4 +93,6 @@ async def get_status(context: Context, _request: Request, _key: Key) -> Response
     )
 
 
-OPERATIONS: Final = (Operation("GET", "/v1/status", get_status, "The state of the server", scope="read"),)
+OPERATIONS: Final = (
+    Operation("GET", "/v1/status", get_status, "The state of the server", scope="read", answer=StatusAnswer),
+)

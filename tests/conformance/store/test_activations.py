@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nanopod.store.sqlite import SqliteStore
 from nanopod.store.transaction import Transaction
+from nanopod.store.writer import GroupStore
 
-Run = Callable[[Callable[[SqliteStore], Any]], Any]
+Run = Callable[[Callable[[GroupStore], Any]], Any]
 KIND, KEY = "endpoint", "e1"
 
 
 def test_claimed_once_and_given_back(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             write.signal(KIND, KEY, 10.0)
             assert write.claim(KIND, "t1", "me", 9.0, 30) == [], "not due yet"
@@ -29,7 +29,7 @@ def test_claimed_once_and_given_back(with_store: Run) -> None:
 
 
 def test_a_signal_during_the_work_makes_it_due_at_once(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             write.signal(KIND, KEY, 1.0)
             write.claim(KIND, "t1", "me", 1.0, 30)
@@ -43,7 +43,7 @@ def test_a_signal_during_the_work_makes_it_due_at_once(with_store: Run) -> None:
 
 
 def test_a_lease_that_ran_out_is_taken_over_and_its_holder_writes_nothing(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             write.signal(KIND, KEY, 1.0)
             write.claim(KIND, "t1", "me", 1.0, 30)
@@ -58,7 +58,7 @@ def test_a_lease_that_ran_out_is_taken_over_and_its_holder_writes_nothing(with_s
 
 
 def test_what_is_gone_is_dropped_unless_it_was_signalled(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             write.signal(KIND, KEY, 1.0)
             write.claim(KIND, "t1", "me", 1.0, 30)
@@ -75,7 +75,7 @@ def test_what_is_gone_is_dropped_unless_it_was_signalled(with_store: Run) -> Non
 
 
 def test_a_new_process_takes_back_what_the_dead_one_held(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             write.signal(KIND, KEY, 1.0)
             write.claim(KIND, "t1", "old", 1.0, 30)
@@ -88,7 +88,7 @@ def test_a_new_process_takes_back_what_the_dead_one_held(with_store: Run) -> Non
 
 
 def test_batches_are_bounded_and_oldest_first(with_store: Run) -> None:
-    async def test(store: SqliteStore) -> None:
+    async def test(store: GroupStore) -> None:
         def story(write: Transaction) -> None:
             for number in range(30):
                 write.signal(KIND, f"k{number:02d}", 100.0 - number)

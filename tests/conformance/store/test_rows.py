@@ -10,25 +10,24 @@ import pytest
 from sqlalchemy.exc import IntegrityError
 
 from nanopod.model.capacity import Capacity, Node, Sku
-from nanopod.model.chain import Key
+from nanopod.model.chain import Deployment, Instance, Key, Workspace
 from nanopod.model.endpoint import EndpointSpec, Failure, FunctionSpec, ModelSpec, ScaleSpec
 from nanopod.model.errors import Conflict, Invalid
-from nanopod.model.schedule import Entry, Schedule, Window
 from nanopod.model.wire import MeterRecord
-from nanopod.store import chain
-from nanopod.store.sqlite import SqliteStore
+from nanopod.store import chain, endpoints
 from nanopod.store.transaction import Transaction
+from nanopod.store.writer import GroupStore
 
-Run = Callable[[Callable[[SqliteStore], Any]], Any]
+Run = Callable[[Callable[[GroupStore], Any]], Any]
 SPEC = EndpointSpec(
     "square", functions=(FunctionSpec("square", concurrency=3),), bundle="0" * 64, scale=ScaleSpec(max_workers=2)
 )
 
 
 def in_transaction(with_store: Run, fn: Callable[[Transaction], Any]) -> Any:
-    async def test(store: SqliteStore) -> Any:
+    async def test(store: GroupStore) -> Any:
         def prepared(write: Transaction) -> Any:
-            write.add_workspace("w1", "default", 1.0)
+            write.add_workspace(Workspace("w1", "default", "a1", 1.0))
             write.add_capacity(Capacity("c1", "w1", "default"), 1.0)
             return fn(write)
 
@@ -40,7 +39,15 @@ def in_transaction(with_store: Run, fn: Callable[[Transaction], Any]) -> Any:
 def endpoint(write: Transaction, id: str = "e1", spec: EndpointSpec = SPEC, now: float = 5.0) -> None:
     write.add_endpoint(id, "w1", spec, f"r-{id}", now)
     write.add_revision(f"r-{id}", id, spec, now)
-    write.add_deployment(f"d-{id}", id, "w1", "c1", f"r-{id}", now)
+    name = f"{spec.name}:{spec.tag}".removesuffix(":default")
+    write.add_deployment(Deployment(f"d-{id}", id, "w1", "c1", f"r-{id}", 0, 0, (), 0, 0.0, now, now, name=name))
+
+
+def instance(id: str, owner: Deployment, now: float, **more: Any) -> Instance:
+    return Instance(
+        id, owner.deployment_id, owner.endpoint_id, "w1", owner.revision_id, "c1", None, 1, 0, "run", "queued", 3, None,
+        None, "", None, 0, 0.0, None, now, None, **more,
+    )  # fmt: skip
 
 
 def test_an_endpoint_comes_back_as_it_was_written(with_store: Run) -> None:
@@ -84,7 +91,7 @@ def test_names_and_tags_find_an_endpoint(with_store: Run) -> None:
 def test_a_name_is_taken_until_its_endpoint_is_deleted(with_store: Run) -> None:
     def test(write: Transaction) -> None:
         endpoint(write, "e1")
-        with pytest.raises(IntegrityError):
+        with pytest.raises(IntegrityError), write.part():
             endpoint(write, "e2")
         found = write.endpoint("e1")
         assert found is not None
@@ -134,7 +141,7 @@ def test_instances_page_newest_first_and_history_is_short(with_store: Run, monke
         owner = write.deployment("d-e1")
         assert owner is not None
         for number in range(6):
-            write.add_instance(f"i{number}", owner, "r-e1", 3, now=float(number))
+            write.add_instance(instance(f"i{number}", owner, float(number)))
         first = write.instances_page("w1", 2, None)
         assert [i.instance_id for i in first] == ["i5", "i4"]
         assert [i.instance_id for i in write.instances_page("w1", 10, "i4")] == ["i3", "i2", "i1", "i0"]
@@ -158,7 +165,7 @@ def test_instances_of_a_machine(with_store: Run) -> None:
         write.put_node(Node("n1", "m1", "s1", 4), "boot", "0", {"vcpus": 2}, 7.0)
         write.put_node(Node("n2", "m2", "s1", 4), "boot", "0", {}, 7.0)
         for number, node_id in enumerate(("n1", "n2", None)):
-            write.add_instance(f"i{number}", owner, "r-e1", 3, now=1.0)
+            write.add_instance(instance(f"i{number}", owner, 1.0))
             seen = write.instance(f"i{number}")
             assert seen is not None
             write.set_instance(seen, node_id=node_id)
@@ -171,7 +178,7 @@ def test_instances_of_a_machine(with_store: Run) -> None:
 
 
 def test_stories_are_bounded(with_store: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chain, "EVENTS_KEPT_MAX", 5)
+    monkeypatch.setattr(endpoints, "EVENTS_KEPT_MAX", 5)
 
     def test(write: Transaction) -> None:
         endpoint(write)
@@ -179,22 +186,23 @@ def test_stories_are_bounded(with_store: Run, monkeypatch: pytest.MonkeyPatch) -
             write.tell("endpoint", "e1", "e1", f"line {number}", float(number))
         story = write.story("e1", 100)
         assert story[0] == (99.0, "endpoint", "e1", "line 99")
-        assert len(story) <= 5 + chain.PRUNE_EACH
+        assert len(story) <= 5 + endpoints.PRUNE_EACH
 
     in_transaction(with_store, test)
 
 
-def test_capacity_schedules_are_guarded(with_store: Run) -> None:
+def test_capacities_are_guarded(with_store: Run) -> None:
     def test(write: Transaction) -> None:
         seen = write.capacity("c1")
         assert seen is not None
-        schedule = Schedule((Entry(Window(0, None), 2),))
-        write.set_capacity_schedules(seen, {"s1": schedule}, 3.0)
-        found = write.capacity_named("w1", "default")
+        write.set_capacity(seen, name="main", tags={"team": "a"}, updated_at=3.0)
+        found = write.capacity_named("w1", "main")
         assert found is not None
-        assert found.by_sku == {"s1": schedule}
+        assert (found.tags, found.by_sku, found.updated_at, found.generation) == ({"team": "a"}, {}, 3.0, 1)
         with pytest.raises(Conflict):
-            write.set_capacity_schedules(seen, {}, 4.0)
+            write.set_capacity(seen, name="other")
+        write.delete_capacity("c1")
+        assert write.capacity("c1") is None
 
     in_transaction(with_store, test)
 

@@ -1,0 +1,81 @@
+"""What the default chain needs to exist: the kind of node an endpoint runs on, and names that nobody has yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from nanopod.control.ports import Reads, Writes
+from nanopod.market.views import availability, quote
+from nanopod.model.chain import Deployment, Template
+from nanopod.model.endpoint import EndpointSpec
+from nanopod.scheduler.placement.fit import Choice, Option, choose
+
+if TYPE_CHECKING:
+    from nanopod.control.market.desk import Market
+
+NAME_MAX: Final = 240
+"""Characters of a name that leave room for what is added to it."""
+SUFFIX: Final = 6
+
+
+def places_up(read: Reads) -> dict[str, int]:
+    """Places of nodes that are up, by kind of node."""
+    places: dict[str, int] = {}
+    for node in read.nodes():
+        if node.state == "up":
+            places[node.sku_id] = places.get(node.sku_id, 0) + node.slots
+    return places
+
+
+def options_of(market: Market, read: Reads) -> list[Option]:
+    """Every kind of node that has a node up, with what of it is on sale in the next block."""
+    places = places_up(read)
+    found: list[Option] = []
+    for sku in read.skus():
+        if sku.sku_id not in places:
+            continue
+        exchange = market.exchange(sku.sku_id)
+        start, end = exchange.block, exchange.block + 1
+        ask = quote(exchange, start, end).best_ask
+        free = sum(nodes for _, _, nodes in availability(exchange, start, end))
+        found.append(Option(sku, places[sku.sku_id], free, ask.rate if ask is not None else None))
+    return found
+
+
+def choose_sku(market: Market, read: Reads, spec: EndpointSpec, wanted: int = 1) -> Choice:
+    """The kind of node for the workers of a specification; "" while there is none to take."""
+    return choose(spec.image.query, options_of(market, read), max(1, wanted))
+
+
+def name_of(name: str, tag: str) -> str:
+    """The name of an endpoint's deployment and template: the endpoint's, without the default tag."""
+    return (name if tag == "default" else f"{name}-{tag}")[:NAME_MAX]
+
+
+def free_name(base: str, taken: Callable[[str], bool]) -> str:
+    """`base`, or the first of `base-2`, `base-3`, ... that is not taken."""
+    name, number = base, 1
+    while taken(name):
+        number += 1
+        name = f"{base}-{number}"
+    return name
+
+
+def instance_name(deployment: Deployment, instance_id: str) -> str:
+    """The name of an instance of an endpoint: its deployment's, and the end of its own id."""
+    return f"{deployment.name[:NAME_MAX]}-{instance_id[-SUFFIX:]}"
+
+
+def template_of(
+    read: Reads, workspace_id: str, name: str, endpoint_id: str, template_id: str, at: float
+) -> Template:  # fmt: skip
+    """The template of an endpoint's instances: they run the code of its revision."""
+    free = free_name(name, lambda one: read.template_named(workspace_id, one) is not None)
+    return Template(template_id, workspace_id, free, "", "", endpoint_id, {}, at, at)
+
+
+def retire_template(write: Writes, deployment: Deployment) -> None:
+    """The endpoint is on its way out: the name of its template is free for a new one at once."""
+    if deployment.template_id:
+        write.set_template(deployment.template_id, name=deployment.template_id)

@@ -1,0 +1,1 @@
+"""Usage into money, and money into documents: rating, charging, invoices."""

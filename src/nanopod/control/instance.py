@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, ClassVar, Final, Literal
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Plan, Reads, Writes
-from nanopod.control.telling import QUOTA, awaits, is_machine, owner_of, tell_instance
+from nanopod.control.telling import awaits, is_machine, owner_of, tell_instance
 from nanopod.model.capacity import Node
-from nanopod.model.chain import Instance
+from nanopod.model.chain import OUT_OF_TIME, Instance
 from nanopod.model.endpoint import Failure
 from nanopod.model.errors import Conflict
 from nanopod.scheduler.placement.place import Candidate, place, refusal
@@ -283,7 +283,7 @@ class InstanceReconciler:
                 reason=plan.reason,
                 ended_at=at,
             )
-            if not plan.reason.startswith(QUOTA):  # the desk has told already
+            if not plan.reason.startswith(OUT_OF_TIME):  # the desk has told already
                 tell_instance(write, instance, "failed" if failed else "terminated", at, reason=plan.reason)
             revision = write.revision(instance.revision_id) if plan.blame else None
             if revision is not None:

@@ -14,8 +14,6 @@ from nanopod.model.wire import ShutdownNotice
 
 log = logging.getLogger(__name__)
 
-QUOTA: Final = "quota:"
-"""How the reason of an instance begins that is stopped because its capacity no longer owns its time."""
 AWAITS: Final = "awaits allocation: "
 """How the reason of an instance begins that is not granted yet."""
 _SUPPLIED: Final = ("running", "kept_manual")

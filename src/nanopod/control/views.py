@@ -91,6 +91,8 @@ def market_status(instance: Instance) -> str:
     """`awaiting_allocation` until its capacity's quota lets it run, then `running`, then `terminated` or `failed`."""
     if instance.ended_at is not None:
         return "failed" if instance.phase == "failed" else "terminated"
+    if instance.out_of_time:
+        return "terminated"
     return "awaiting_allocation" if instance.granted_at is None else "running"
 
 

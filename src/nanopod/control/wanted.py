@@ -12,7 +12,7 @@ import msgspec
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Agents, Clock, Reads, Secrets, Store
-from nanopod.control.telling import QUOTA, is_machine, notice_of
+from nanopod.control.telling import is_machine, notice_of
 from nanopod.model.chain import Image, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, InstanceSpec
 from nanopod.model.errors import NanopodError
@@ -126,7 +126,7 @@ class WantedPusher:
             if instance.phase in ("ended", "failed"):
                 continue
             if instance.intent != "run":
-                if instance.reason.startswith(QUOTA):
+                if instance.out_of_time:
                     orders.killed.append(instance.instance_id)
                 continue
             if instance.not_before > now:

@@ -25,6 +25,17 @@ from nanopod.model.money import Money
 from nanopod.model.order import CancelReason, Side
 
 
+class NotOwned(Invalid):
+    """Time was given away that is not there, or on sale already: `short` nodes too many in blocks `[start, end)`."""
+
+    def __init__(self, capacity_id: str, short: int, start: int, end: int) -> None:
+        super().__init__(
+            f"allocation_schedule_delta: {capacity_id} lacks {short} free nodes in blocks {start} to {end}",
+            field="allocation_schedule_delta",
+        )
+        self.short, self.start, self.end = short, start, end
+
+
 class Exchange:
     """All state of one SKU. `block` is the first that has not begun; of the past only the running one is kept."""
 
@@ -342,10 +353,7 @@ class Exchange:
         if free.covers(shape):
             return
         start, end, short = excess(shape, free.shape(shape[0][0], shape[-1][1]))[0]
-        raise Invalid(
-            f"allocation_schedule_delta: {capacity_id} lacks {short} free nodes in blocks {start} to {end}",
-            field="allocation_schedule_delta",
-        )
+        raise NotOwned(capacity_id, short, start, end)
 
     def _next(self) -> int:
         self.seq += 1

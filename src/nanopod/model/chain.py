@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, ScaleSpec
 
 Intent = Literal["run", "stop"]
 """What we want of an instance: `stop` drains it and is never taken back."""
+OUT_OF_TIME: Final = "quota:"
+"""How the reason of an instance begins that is stopped because its capacity no longer owns its time."""
 Priority = Literal["yield", "normal", "preferred", "critical"]
 AccountKind = Literal["user", "provider", "platform"]
 DeploymentKind = Literal["generic", "spot"]
@@ -209,6 +211,11 @@ class Instance:
     def live(self) -> bool:
         """True until it is known to be gone."""
         return self.ended_at is None and self.phase in LIVE_PHASES
+
+    @property
+    def out_of_time(self) -> bool:
+        """True once its capacity's quota has stopped it: it is over, though its processes may take a moment to go."""
+        return self.intent == "stop" and self.reason.startswith(OUT_OF_TIME)
 
 
 @dataclass(frozen=True, slots=True)

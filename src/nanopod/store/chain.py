@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, and_, delete, false, or_, select
+from sqlalchemy import Row, Select, and_, delete, false, not_, or_, select
 
-from nanopod.model.chain import Deployment, Instance
+from nanopod.model.chain import OUT_OF_TIME, Deployment, Instance
 from nanopod.store.base import Base, tags_json, tags_of, to_json
 from nanopod.store.endpoints import failure_of, reasons_of
 from nanopod.store.schema import deployment, instance, node
@@ -251,10 +251,11 @@ _DEPLOYMENT_FIELDS: Final = tuple(
 )  # fmt: skip
 _INSTANCE_FIELDS: Final = tuple(column.name for column in instance.columns if column.name not in ("id", "generation"))
 _GONE: Final = instance.c.ended_at.is_not(None)
+_OVER: Final = and_(instance.c.intent == "stop", instance.c.reason.like(f"{OUT_OF_TIME}%"))
 _STATUS: Final = {
-    "awaiting_allocation": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_(None)),
-    "running": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_not(None)),
-    "terminated": and_(_GONE, instance.c.phase != "failed"),
+    "awaiting_allocation": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_(None), not_(_OVER)),
+    "running": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_not(None), not_(_OVER)),
+    "terminated": or_(and_(_GONE, instance.c.phase != "failed"), and_(instance.c.ended_at.is_(None), _OVER)),
     "failed": and_(_GONE, instance.c.phase == "failed"),
 }
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Final
 
 from nanopod.control.market.floor import Early
 from nanopod.control.market.supply import nodes_up
 from nanopod.control.market.trading import Trading, owned_at
 from nanopod.market.exchange import Exchange
 from nanopod.market.quota import GAMING_BLOCKS, Claim, early_starts, quota
-from nanopod.model.chain import Instance
+from nanopod.model.chain import OUT_OF_TIME, Instance
 
-OUT_OF_TIME = "quota: the capacity holds no time for it any more"
+NO_TIME: Final = f"{OUT_OF_TIME} the capacity holds no time for it any more"
 
 
 def claim_of(instance: Instance) -> Claim:
@@ -59,10 +60,10 @@ def grant(trading: Trading, capacity_id: str) -> None:
 
 def stop(trading: Trading, instance: Instance) -> None:
     """Its time is over: it is stopped at once."""
-    trading.rows.set_instance(instance, intent="stop", reason=OUT_OF_TIME)
+    trading.rows.set_instance(instance, intent="stop", reason=NO_TIME)
     trading.notice(
         instance.workspace_id, "instance.terminated", instance.instance_id,
-        {"reason": OUT_OF_TIME, "capacity": instance.capacity_id, "instance_sku": instance.sku_id},
+        {"reason": NO_TIME, "capacity": instance.capacity_id, "instance_sku": instance.sku_id},
     )  # fmt: skip
     trading.write.signal("instance", instance.instance_id, 0.0)
     if instance.deployment_id:

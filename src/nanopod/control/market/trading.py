@@ -17,13 +17,13 @@ from nanopod.control.ports import OrderFacts, Writes
 from nanopod.ledger.orders import Seller
 from nanopod.ledger.recipes import Hold
 from nanopod.market.events import Cancel, Clock, Configure, Event, Open, Place, encode
-from nanopod.market.exchange import Exchange
+from nanopod.market.exchange import Exchange, NotOwned
 from nanopod.market.outcome import Change, Fill, Outcome
 from nanopod.market.record import contract_of
 from nanopod.market.shape import FOREVER, Shape, cut, plus, to_schedule, volume
 from nanopod.market.shape import from_schedule as shape_of
 from nanopod.market.terms import hold_of, next_block
-from nanopod.model.errors import Conflict, NotFound
+from nanopod.model.errors import Conflict, Invalid, NotFound
 from nanopod.model.money import Money, Rate
 from nanopod.model.order import CLOSED, Contract, Order, Side
 
@@ -124,7 +124,16 @@ class Trading:
 
     def apply(self, exchange: Exchange, event: Event, asker: Asker | None = None) -> Outcome:
         """Do one event with all its consequences. Raises what `Exchange.apply` raises, and then did nothing."""
-        outcome = exchange.apply(event)
+        try:
+            outcome = exchange.apply(event)
+        except NotOwned as error:
+            # Blocks are the books' own numbers; people think in seconds.
+            start_at, end_at = error.start * self.block_s, error.end * self.block_s
+            raise Invalid(
+                f"allocation_schedule_delta: the capacity lacks {error.short} free nodes from {start_at} to {end_at} "
+                "(what is on sale already is not free); take less, another window, or cancel an order",
+                field="allocation_schedule_delta",
+            ) from error
         self.note(exchange, event, outcome, asker)
         return outcome
 

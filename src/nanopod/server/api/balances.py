@@ -103,7 +103,9 @@ async def top_up(context: Context, request: Request, key: Key) -> Response:
         if fresh:
             remember(write, found.workspace_id, "top_up", idempotency, business, now)
             chain = recipes.top_up(business, found.workspace_id, micro, wish.reference or business)
-            must_post(write, chain, int(now * 1_000_000))
+            with context.desk.session(write, now) as market:
+                must_post(write, chain, int(now * 1_000_000))
+                market.balance_changed(found.workspace_id)
             write.add_notice(now, found.workspace_id, "balance.topped_up", found.workspace_id, {"amount": wish.amount})
         return _balance(write, found), fresh
 
@@ -124,16 +126,20 @@ async def set_overage_limit(context: Context, request: Request, key: Key) -> Res
         change = micro - balance(found.workspace_id, write.ledger_account).overage_limit
         if change:
             steps = recipes.set_line(business, found.workspace_id, change, wish.reference or business)
-            if post(write, steps, int(now * 1_000_000)) is not Outcome.CREATED:
-                line = write.ledger_account(chart.credit_line(found.workspace_id))
-                used = balance(found.workspace_id, write.ledger_account).overage_limit - (line.available if line else 0)
-                raise Conflict(
-                    f"amount: {Money(used)} dollars of the limit are in use; it cannot be less than that now",
-                    field="amount",
-                )
+            with context.desk.session(write, now) as market:
+                if post(write, steps, int(now * 1_000_000)) is not Outcome.CREATED:
+                    raise _in_use(write, found.workspace_id)
+                market.balance_changed(found.workspace_id)
         return _balance(write, found)
 
     return answer(await context.store.write(write))
+
+
+def _in_use(read: Transaction, workspace_id: str) -> Conflict:
+    """Why a limit cannot be lowered so far."""
+    line = read.ledger_account(chart.credit_line(workspace_id))
+    used = balance(workspace_id, read.ledger_account).overage_limit - (line.available if line else 0)
+    return Conflict(f"amount: {Money(used)} dollars of the limit are in use; it cannot be less now", field="amount")
 
 
 _WORKSPACE: Final = Query("workspace", "Another workspace; for the operator.")

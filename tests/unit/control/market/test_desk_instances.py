@@ -10,7 +10,7 @@ from desk_stage import SKU, T0, Stage
 
 from nanopod.control.market.desk import MarketSettings
 from nanopod.control.market.names import ADJECTIVES, DEFAULT, NOUNS, check_name_template, names
-from nanopod.control.market.quota import OUT_OF_TIME
+from nanopod.control.market.quota import NO_TIME
 from nanopod.model.capacity import Sku
 from nanopod.model.errors import Invalid
 from nanopod.model.ids import NAME_PATTERN
@@ -81,9 +81,9 @@ def test_r20_what_runs_out_stops_and_spare_places_go_by_rank(late: Stage) -> Non
     live = late.instances("ann")
     assert [one.seq for one in live if one.granted_at is not None] == [3]
     stopped = late.read(lambda read: read.instances_on_capacity("cap_ann", ended=True))[0]
-    assert (stopped.intent, stopped.reason) == ("stop", OUT_OF_TIME)
+    assert (stopped.intent, stopped.reason) == ("stop", NO_TIME)
     assert len(live) == 3, "the deployment has made another one, which awaits"
-    assert [one.data["reason"] for one in late.notices("ann", "instance.terminated")] == [OUT_OF_TIME]
+    assert [one.data["reason"] for one in late.notices("ann", "instance.terminated")] == [NO_TIME]
     late.check()
     late.close()
 

@@ -28,12 +28,17 @@ def places_up(read: Reads) -> dict[str, int]:
     return places
 
 
+def retired(read: Reads) -> set[str]:
+    """Kinds of nodes that nobody is given any more who does not name them: deprecated and deleted ones."""
+    return {sku_id for sku_id, life in read.sku_lives().items() if life.lifecycle != "stable"}
+
+
 def options_of(market: Market, read: Reads) -> list[Option]:
-    """Every kind of node that has a node up, with what of it is on sale in the next block."""
-    places = places_up(read)
+    """Every stable kind of node that has a node up, with what of it is on sale in the next block."""
+    places, over = places_up(read), retired(read)
     found: list[Option] = []
     for sku in read.skus():
-        if sku.sku_id not in places:
+        if sku.sku_id not in places or sku.sku_id in over:
             continue
         exchange = market.exchange(sku.sku_id)
         start, end = exchange.block, exchange.block + 1

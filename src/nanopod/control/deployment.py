@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from nanopod.control.choosing import choose_sku, instance_name, places_up, template_of
+from nanopod.control.choosing import choose_sku, instance_name, places_up, retired, template_of
 from nanopod.control.endpoint import slots_of
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, NewId, Plan, Reads, Writes
@@ -268,6 +268,9 @@ def _kinds(read: Reads, deployment: Deployment, revision: Revision) -> tuple[tup
     places = places_up(read)
     if not places or deployment.sku_id in places:
         return (), ""
+    places = {sku_id: count for sku_id, count in places.items() if sku_id not in retired(read)}
+    if not places:
+        return (), "every kind of node that is up is deprecated"
     if len(places) == 1:
         return tuple(places), ""
     query = revision.spec.image.query

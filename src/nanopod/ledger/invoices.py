@@ -86,6 +86,10 @@ class Invoice(msgspec.Struct, frozen=True):
     finalized_us: int | None = None
     voided_us: int | None = None
     currency: str = "USD"
+    paid: int = 0
+    """What was paid of the total since it is final."""
+    paid_us: int | None = None
+    """When the last of it was paid."""
 
     @property
     def fees(self) -> int:
@@ -197,7 +201,28 @@ def void(invoice: Invoice, now_us: int) -> Invoice:
     """The invoice, declared to be none. It keeps its number. Raises `Conflict` unless it is finalized."""
     if invoice.status != "finalized":
         raise Conflict(f"invoice {invoice.id} is {invoice.status}; only a finalized one is voided", field="status")
+    if invoice.paid:
+        raise Conflict(f"invoice {invoice.id} is paid, in part at least; only an unpaid one is voided", field="status")
     return msgspec.structs.replace(invoice, status="voided", voided_us=now_us)
+
+
+def pay(invoice: Invoice, amount: int, now_us: int) -> Invoice:
+    """The invoice with a payment. Raises `Conflict` unless it is finalized and open, `Invalid` beyond its rest."""
+    if invoice.status != "finalized":
+        raise Conflict(f"invoice {invoice.id} is {invoice.status}; only a finalized one is paid", field="status")
+    rest = invoice.total_cents * CENT - invoice.paid
+    if rest <= 0:
+        raise Conflict(f"invoice {invoice.id} has nothing left to pay", field="status")
+    if not 0 < amount <= rest:
+        raise Invalid(f"amount: {amount} micro-dollars must be above 0 and at most the {rest} left", field="amount")
+    return msgspec.structs.replace(invoice, paid=invoice.paid + amount, paid_us=now_us if amount == rest else None)
+
+
+def line_restored(invoice: Invoice) -> int:
+    """How much of the credit line the payments so far give back: tax and rounding were owed, but never used it."""
+    total = invoice.total_cents * CENT
+    used = total - invoice.tax - invoice.rounding
+    return used if invoice.paid >= total else min(invoice.paid, used)
 
 
 def credit(

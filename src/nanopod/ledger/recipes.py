@@ -70,14 +70,14 @@ def set_line(key: str, workspace_id: str, change: int, ref: str = "") -> Chain:
     return moves(key, "line", [(*sides, abs(change))], ref)
 
 
-def payment(key: str, workspace_id: str, amount: int, ref: str = "") -> Chain:
-    """The customer pays what it owes; the line is restored."""
+def payment(key: str, workspace_id: str, amount: int, ref: str = "", *, line: int | None = None) -> Chain:
+    """The customer pays what it owes; the line is restored by as much, or by `line` (tax never used the line)."""
     return moves(
         key,
         "payment",
         [
             (chart.CASH, chart.receivable(workspace_id), amount),
-            (chart.LINE_CONTROL, chart.credit_line(workspace_id), amount),
+            (chart.LINE_CONTROL, chart.credit_line(workspace_id), amount if line is None else line),
         ],
         ref,
     )

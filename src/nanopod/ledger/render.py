@@ -75,6 +75,8 @@ def invoice_html(invoice: Invoice) -> str:
         facts.append(("Issued", instant(invoice.finalized_us)))
     if invoice.voided_us is not None:
         facts.append(("Voided", instant(invoice.voided_us)))
+    if invoice.paid_us is not None:
+        facts.append(("Paid", instant(invoice.paid_us)))
     lines = [
         (
             line.description,

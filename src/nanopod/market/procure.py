@@ -18,7 +18,7 @@ from nanopod.market.resting import Resting
 from nanopod.market.shape import Shape, excess, normal, peak, volume
 from nanopod.market.steps import Steps
 from nanopod.market.terms import NODES_MAX, blocks_of
-from nanopod.model.errors import Invalid, PaymentRequired
+from nanopod.model.errors import Invalid, PaymentRequired, count_of
 from nanopod.model.money import Money, Rate
 from nanopod.model.order import Side
 from nanopod.model.procurement import WINDOW_MINUTES_MAX, Procurement, Status
@@ -274,18 +274,23 @@ def status(
         asks = (ask for ask in exchange.sides["sell"].walk(start, end) if ask.account_id != account)
         cheapest = next((ask for ask in asks if ask.rate > procurement.max_buy.micro_per_block), None)
         if cheapest is None:
-            text = f"no_supply: {missing} node-blocks are not on offer at any price"
+            text = f"no_supply: {_node_blocks(missing, 'is', 'are')} not on offer at any price"
             return Status("warning", "no_supply", text)
         price, limit = Rate(cheapest.rate), procurement.max_buy
         text = (
-            f"price_above_limit: {missing} node-blocks wait; the cheapest ask is "
+            f"price_above_limit: {_node_blocks(missing, 'waits', 'wait')}; the cheapest ask is "
             f"{price.dollars_per_node_hour(block_s)}, "
             f"the limit {limit.dollars_per_node_hour(block_s)} $/node-hour"
         )
         return Status("warning", "price_above_limit", text)
     if decided.kept:
-        return Status("info", "kept_manual", f"kept_manual: {decided.kept} manually bought nodes above target")
-    return Status("info", "running", f"running: {decided.target} nodes for the whole window")
+        manual = count_of(decided.kept, "manually bought node")
+        return Status("info", "kept_manual", f"kept_manual: {manual} above target")
+    return Status("info", "running", f"running: {count_of(decided.target, 'node')} for the whole window")
+
+
+def _node_blocks(count: int, one: str, more: str) -> str:
+    return f"{count_of(count, 'node-block')} {one if count == 1 else more}"
 
 
 def expected_cost(procurement: Procurement, live: int, block_s: int = BLOCK_S) -> Money:

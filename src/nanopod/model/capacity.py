@@ -8,6 +8,7 @@ from typing import Literal
 
 from nanopod.model.schedule import Schedule
 
+Lifecycle = Literal["stable", "deprecated", "deleted"]
 LatencyClass = Literal["lan", "wan"]
 """`wan`: reached over a link a partner dialled; takes latency-tolerant work only."""
 
@@ -36,6 +37,21 @@ class Sku:
     max_watts: int = 0
     supports_public_ipv4: bool = False
     latency_class: LatencyClass = "lan"
+
+
+@dataclass(frozen=True, slots=True)
+class SkuLife:
+    """What the operator says of a kind of node; none of it is a property, so its id stays. Unix seconds.
+
+    `alias` replaces the name that its nodes give it. Of a deprecated one only who has it buys more; a deleted one is
+    over.
+    """
+
+    alias: str = ""
+    lifecycle: Lifecycle = "stable"
+    audience_hint: str = ""
+    deprecated_at: float | None = None
+    deleted_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

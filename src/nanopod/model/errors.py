@@ -193,6 +193,11 @@ class Cancelled(NanopodError):
     code = "cancelled"
 
 
+def count_of(count: int, noun: str, plural: str = "") -> str:
+    """A number with its noun, as texts say it: `1 node`, `2 nodes`, `0 capacities`."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
 def by_code() -> dict[str, type[NanopodError]]:
     """Every class of the tree by its `code`; what a frame or an API answer names is looked up here."""
     found: dict[str, type[NanopodError]] = {}

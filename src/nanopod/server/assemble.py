@@ -49,6 +49,7 @@ from nanopod.server.billing import rating
 from nanopod.server.clock import ClusterClock, frozen_since
 from nanopod.server.feed import NewsFeed
 from nanopod.server.links import AgentLinks, GatewayLinks
+from nanopod.server.webhooks import WebhookSender
 from nanopod.store.blobs import BlobStore
 from nanopod.store.open import open_store
 from nanopod.store.transaction import Transaction
@@ -225,6 +226,7 @@ class Server:
         loops = {
             "driver": driver.run(), "tables": tables.run(), "wanted": wanted.run(), "pulse": pulse.run(),
             "ticker": ticker.run(), "rating": rating.run(store, clock),
+            "webhooks": WebhookSender(store, news, wall).run(),
         }  # fmt: skip
         async with _tasks(loops, self.stop):
             control = await messages.serve(self.layout.control_socket, gateways.handle)

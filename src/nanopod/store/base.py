@@ -11,7 +11,6 @@ import msgspec
 from sqlalchemy import (
     Column,
     Connection,
-    CursorResult,
     Row,
     Select,
     Table,
@@ -23,19 +22,21 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 
 from nanopod.market.shape import from_schedule, to_schedule
 from nanopod.model.errors import Conflict, Invalid
 from nanopod.model.schedule import BLOCK_S, Schedule
+from nanopod.store.driver import Driver, Rows, driver_of, reader
 
 T = TypeVar("T")
 _encode: Final = msgspec.json.Encoder().encode
 _sorted: Final = msgspec.json.Encoder(order="sorted").encode
 _tags: Final = lru_cache(1024)(msgspec.json.Decoder(dict[str, str]).decode)
 
-NEXT_NUMBER: Final = (
-    "INSERT INTO counter (name, value) VALUES (?, ?) "
-    "ON CONFLICT (name) DO UPDATE SET value = counter.value + excluded.value RETURNING value"
+_NUMBER: Final = "SELECT value FROM counter WHERE name = ?"
+_KEEP_NUMBER: Final = (
+    "INSERT INTO counter (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value"
 )
 
 
@@ -54,12 +55,6 @@ def tags_of(text: str) -> Mapping[str, str]:
     return dict(_tags(text)) if text != "{}" else {}
 
 
-@lru_cache(256)
-def native(statement: str, dialect: str) -> str:
-    """A statement with `?` for its values, as the driver of `dialect` wants it. It holds no other `?` and no `%`."""
-    return statement if dialect == "sqlite" else statement.replace("?", "%s")
-
-
 class Base:
     """One transaction on one connection. Methods are synchronous and never reach beyond the database."""
 
@@ -72,6 +67,12 @@ class Base:
         self.news: list[object] = []
         """What `announce` was given, in order."""
         self._dialect = connection.dialect.name
+        self._errors: type[Exception] = connection.dialect.loaded_dbapi.Error
+        self._driver: Driver | None = None
+        self._numbers: dict[str, int] = {}
+        """The last numbers taken from counters, not yet written."""
+        self._later: dict[str, list[tuple[Any, ...]]] = {}
+        """Rows by the statement that is to write them."""
 
     def hint(self, topic: str) -> None:
         """Announce `topic` in this process after the commit. A lost hint costs time only."""
@@ -84,7 +85,23 @@ class Base:
 
     def next_number(self, name: str, count: int = 1) -> int:
         """The first of `count` new numbers from a counter that begins with 1. A write that fails gives them back."""
-        return int(self._raw(NEXT_NUMBER, (name, count)).scalar_one()) - count + 1
+        last = self._numbers.get(name)
+        if last is None:
+            # Nobody else takes numbers meanwhile: there is one writer.
+            row = self._first(_NUMBER, (name,))
+            last = int(row[0]) if row else 0
+        self._numbers[name] = last + count
+        return last + 1
+
+    def flush(self) -> None:
+        """Write what waits for company: numbers, and rows that nothing in between looks at."""
+        if self._numbers:
+            numbers, self._numbers = self._numbers, {}
+            self._raw_many(_KEEP_NUMBER, list(numbers.items()))
+        if self._later:
+            later, self._later = self._later, {}
+            for statement, rows in later.items():
+                self._raw_many(statement, rows)
 
     @contextmanager
     def part(self) -> Iterator[None]:
@@ -93,11 +110,14 @@ class Base:
         Without this, a function that catches an error of the database cannot go on: PostgreSQL refuses whatever comes
         after it.
         """
+        self.flush()
         hints, announced = set(self.hints), len(self.news)
         self.connection.exec_driver_sql("SAVEPOINT part")
         try:
             yield
+            self.flush()
         except BaseException:
+            self._numbers, self._later = {}, {}
             self.connection.exec_driver_sql("ROLLBACK TO SAVEPOINT part")
             self.connection.exec_driver_sql("RELEASE SAVEPOINT part")
             self.hints = hints
@@ -107,22 +127,64 @@ class Base:
 
     # --- statements ---
 
-    def _raw(self, statement: str, values: Sequence[Any] = ()) -> CursorResult[Any]:
-        """Run a statement written with `?`, without SQLAlchemy's compiler: for the hot paths."""
-        return self.connection.exec_driver_sql(native(statement, self._dialect), tuple(values))
+    def _raw(self, statement: str, values: Sequence[Any] = ()) -> Rows:
+        """Run a statement written with `?`, past SQLAlchemy: for the hot paths. Errors are still SQLAlchemy's."""
+        if self._driver is None:
+            self._driver = driver_of(self.connection)
+        try:
+            return self._driver.execute(statement, values)
+        except self._errors as error:
+            raise self._translated(statement, error) from error
 
     def _raw_many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        if len(rows) == 1:
-            self._raw(statement, rows[0])
-        elif rows:
-            self.connection.exec_driver_sql(native(statement, self._dialect), list(rows))
+        """Run a statement for each of the rows."""
+        if self._driver is None:
+            self._driver = driver_of(self.connection)
+        try:
+            self._driver.executemany(statement, rows)
+        except self._errors as error:
+            raise self._translated(statement, error) from error
+
+    def _first(self, statement: str, values: Sequence[Any] = ()) -> Any:
+        """The first row of a statement written with `?`, as the driver's tuple, or None."""
+        found = self._raw(statement, values)
+        try:
+            return found.fetchone()
+        except self._errors as error:
+            raise self._translated(statement, error) from error
+
+    def _every(self, statement: str, values: Sequence[Any] = ()) -> list[Any]:
+        """All rows of a statement written with `?`, as the driver's tuples."""
+        found = self._raw(statement, values)
+        try:
+            return found.fetchall()
+        except self._errors as error:
+            raise self._translated(statement, error) from error
+
+    def _translated(self, statement: str, error: Exception) -> BaseException:
+        """A driver's error as SQLAlchemy's of the same name; values stay out of its text."""
+        return DBAPIError.instance(statement, None, error, self._errors, hide_parameters=True)
 
     def _rows(self, statement: Select[Any], values: dict[str, Any] | None = None) -> Sequence[Row[Any]]:
         return self.connection.execute(statement, values or {}).all()
 
-    def _row(self, table: Table, **where: Any) -> Row[Any] | None:
-        statement = select(table).where(*(table.c[name] == value for name, value in where.items()))
-        return self.connection.execute(statement).first()
+    def _row(self, table: Table, **where: Any) -> Any:
+        """A row of a table by values that are not None, with its columns as attributes; None when there is none."""
+        known = reader(table, tuple(where), self.connection.dialect)
+        found = self._first(known.statement, tuple(where.values()))
+        return None if found is None else known.row(found)
+
+    def _rows_all(self, table: Table) -> list[Any]:
+        """Every row of a small table, in no order."""
+        known = reader(table, (), self.connection.dialect)
+        return [known.row(one) for one in self._every(known.statement)]
+
+    def _rows_among(self, table: Table, column: str, values: Sequence[Any]) -> list[Any]:
+        """The rows of a table whose `column` is one of a few values."""
+        known = reader(table, (column,), self.connection.dialect)
+        if len(values) == 1:
+            return [known.row(one) for one in self._every(known.statement, values)]
+        return list(self._rows(select(table).where(table.c[column].in_(values))))
 
     def _insert(self, table: Table, **values: Any) -> None:
         self.connection.execute(insert(table), values)

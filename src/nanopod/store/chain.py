@@ -210,6 +210,13 @@ class ChainRows(Base):
         )  # fmt: skip
         return [_instance(row) for row in rows]
 
+    def early_starts(self, after_block: int, limit: int) -> list[tuple[str, str, int, str]]:
+        """(capacity, SKU, block, instance) of starts before the first block, also of ended instances, oldest first."""
+        statement = select(instance).where(instance.c.early_block > after_block)
+        newest = statement.order_by(instance.c.early_block.desc(), instance.c.seq.desc()).limit(limit)
+        found = [(row.capacity_id, row.sku_id, int(row.early_block), row.id) for row in self._rows(newest)]
+        return found[::-1]
+
     def add_instance(self, made: Instance) -> None:
         """A new instance, with its number (`seq`) among all of them."""
         values = {name: getattr(made, name) for name in _INSTANCE_FIELDS}

@@ -14,7 +14,7 @@ from sqlalchemy import delete, select
 
 from nanopod.ledger import chart
 from nanopod.ledger.books import fresh, problems
-from nanopod.ledger.invoices import Invoice, concerning, final_postings, finalize, void, void_postings
+from nanopod.ledger.invoices import Invoice, concerning, final_postings, finalize, pay, void, void_postings
 from nanopod.ledger.render import invoice_from_json, invoice_json
 from nanopod.ledger.rules import Batch
 from nanopod.ledger.statements import month_bounds
@@ -79,7 +79,8 @@ class LedgerRows(Base):
     def ledger_account(self, account_id: str) -> Account | None:
         """The account with its balances (holds whose time is over count until the next posting), or None."""
         with driver(self.connection) as raw:
-            return _Rows(raw).account(account_id)
+            row = raw.execute(f"{_ACCOUNT} WHERE id = ?", (account_id,)).fetchone()
+            return None if row is None else _account(row)
 
     def ledger_accounts(self, prefix: str = "") -> list[Account]:
         """Accounts whose id starts with `prefix`, in order of their ids."""
@@ -181,6 +182,12 @@ class LedgerRows(Base):
         self._book(void_postings(voided), now_us)
         self._keep(voided, now_us)
         return voided
+
+    def pay_invoice(self, invoice_id: str, amount: int, now_us: int) -> Invoice:
+        """Note a payment of a finalized invoice; posting it is the caller's. Raises as `ledger.invoices.pay`."""
+        paid = pay(self._known(invoice_id), amount, now_us)
+        self._keep(paid, now_us)
+        return paid
 
     def invoice(self, invoice_id: str) -> Invoice | None:
         """An invoice, or None."""

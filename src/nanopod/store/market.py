@@ -39,17 +39,16 @@ class MarketRows(Base):
 
     def market_heads(self) -> dict[str, int]:
         """The number of the last event of every SKU that has a book."""
-        rows = self._raw("SELECT sku_id, seq FROM market_book ORDER BY sku_id")
-        return {row.sku_id: row.seq for row in rows}
+        return dict(self._every("SELECT sku_id, seq FROM market_book ORDER BY sku_id"))
 
     def market_book(self, sku_id: str) -> BookRow | None:
         """Where the log of a SKU ends; None when it has none."""
-        row = self._raw(_BOOK, (sku_id,)).first()
-        return BookRow(**row._mapping) if row else None
+        row = self._first(_BOOK, (sku_id,))
+        return BookRow(*row) if row else None
 
     def market_events(self, sku_id: str, after_seq: int, limit: int = EVENTS_MAX) -> list[tuple[int, str]]:
         """(number, payload) of a SKU's events after `after_seq`, oldest first, at most `limit`."""
-        return [(row.seq, row.payload) for row in self._raw(_TAIL, (sku_id, after_seq, limit))]
+        return [(seq, payload) for seq, payload in self._every(_TAIL, (sku_id, after_seq, limit))]
 
     def append_events(
         self, sku_id: str, rows: Sequence[tuple[int, int, str]], block: int, first_block: int

@@ -287,7 +287,31 @@ rated_line: Final = Table(
 )
 """Usage of a month added up, and what was posted of its price: rounding happens once for the whole line."""
 
+webhook: Final = Table(
+    "webhook",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("workspace_id", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("types", Text, nullable=False, server_default="[]"),
+    Column("enabled", Boolean, nullable=False),
+    Column("secret", String, nullable=False),
+    Column("cursor", BigInteger, nullable=False),
+    Column("message", Text, nullable=False, server_default=""),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("failed_since", Float),
+    Column("next_at", Float, nullable=False, server_default="0"),
+    Column("last_delivered_at", Float),
+    Column("generation", Integer, nullable=False, server_default="0"),
+    *_created(),
+    Index("webhook_name", "workspace_id", "name", unique=True),
+)
+"""Who is told of notices over HTTP. `cursor` is the last notice that was delivered, left out or given up; `failures`
+and `failed_since` count attempts since the last delivery, `next_at` (wall time) is when the next one is due. The secret
+is kept as it is, because every delivery is signed with it."""
+
 TABLES: Final = (
     market_book, market_event, market_order, contract, capacity_transfer, procurement, provider, offer,
-    instance_template, image, idempotency, notice, allocation_history, counter, workspace_plan, rated_line,
+    instance_template, image, idempotency, notice, allocation_history, counter, workspace_plan, rated_line, webhook,
 )  # fmt: skip

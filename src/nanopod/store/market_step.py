@@ -9,7 +9,7 @@ from sqlalchemy.schema import CreateColumn
 
 from nanopod.store import market_schema, schema
 
-_GROWN: Final = (schema.workspace, schema.node, schema.capacity, schema.instance)
+_GROWN: Final = (schema.workspace, schema.sku, schema.node, schema.capacity, schema.instance)
 """Tables that got columns, all of them with a default."""
 # An endpoint that is being deleted may share its name with its successor; only living ones give theirs.
 _DEPLOYMENTS: Final = """
@@ -37,6 +37,9 @@ _INSTANCES: Final = (
     "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
 )
 
+# Before there was a choice, a block was a minute.
+_BLOCKS: Final = "INSERT INTO setting (name, value) VALUES ('block_s', '60') ON CONFLICT (name) DO NOTHING"
+
 
 def market_step(connection: Connection) -> None:
     """Bring a database file of version 2 to version 3. Workspaces and capacities get their account at the next start.
@@ -56,7 +59,7 @@ def market_step(connection: Connection) -> None:
     schema.metadata.create_all(connection, tables=[schema.account, *market_schema.TABLES])
     for index in schema.instance.indexes:
         index.create(connection, checkfirst=True)
-    for statement in _INSTANCES:
+    for statement in (*_INSTANCES, _BLOCKS):
         connection.exec_driver_sql(statement)
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Row, Select, delete, select, update
 
-from nanopod.model.capacity import Capacity, Node, Sku
+from nanopod.model.capacity import Capacity, Node, Sku, SkuLife
 from nanopod.store.base import Base, tags_json, tags_of, to_json
 from nanopod.store.schema import capacity, node, sku
 
 _sku: Final = msgspec.json.Decoder(Sku).decode
+_life: Final = msgspec.json.Decoder(SkuLife).decode
 _inventory: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -25,6 +26,12 @@ class NodeFacts:
     version: str
     inventory: dict[str, Any]
     created_at: float
+
+
+def _sku_of(row: Row[Any]) -> Sku:
+    found = _sku(row.properties)
+    alias = _life(row.life).alias if row.life else ""
+    return replace(found, alias=alias) if alias else found
 
 
 def _node(row: Row[Any]) -> Node:
@@ -43,12 +50,21 @@ class NodeRows(Base):
 
     def skus(self) -> list[Sku]:
         """Every kind of node that was ever seen here."""
-        return [_sku(row.properties) for row in self._rows(select(sku).order_by(sku.c.alias, sku.c.id))]
+        found = map(_sku_of, self._rows_all(sku))
+        return sorted(found, key=lambda one: (one.alias, one.sku_id))
 
     def sku(self, sku_id: str) -> Sku | None:
         """One kind of node."""
         row = self._row(sku, id=sku_id)
-        return _sku(row.properties) if row else None
+        return _sku_of(row) if row else None
+
+    def sku_lives(self) -> dict[str, SkuLife]:
+        """What the operator said of kinds of nodes; those of which nothing was said are not in it."""
+        return {id: _life(life) for id, life in self._every("SELECT id, life FROM sku WHERE life <> ''")}
+
+    def set_sku_life(self, sku_id: str, life: SkuLife) -> None:
+        """Keep what the operator says of a kind of node; its nodes do not change it when they join again."""
+        self._update(sku, sku_id, life=to_json(life))
 
     def put_sku(self, value: Sku) -> None:
         """Add or refresh a kind of node."""
@@ -108,10 +124,9 @@ class NodeRows(Base):
 
     def capacity_named(self, workspace_id: str, reference: str) -> Capacity | None:
         """A capacity of a workspace by id or name."""
-        statement = select(capacity).where(
-            capacity.c.workspace_id == workspace_id, (capacity.c.id == reference) | (capacity.c.name == reference)
-        )
-        row = self.connection.execute(statement).first()
+        row = self._row(capacity, workspace_id=workspace_id, name=reference)
+        if row is None:
+            row = self._row(capacity, workspace_id=workspace_id, id=reference)
         return _capacity(row) if row else None
 
     def capacities(self, workspace_id: str | None = None) -> list[Capacity]:

@@ -51,8 +51,9 @@ class NoticeRows(Base):
     def add_notice(self, at: float, workspace_id: str, type: str, object_id: str, data: Mapping[str, Any]) -> Event:
         """Tell a workspace something; streams get it once it is committed. The oldest notices are forgotten."""
         seq = self.next_number("notice")
-        self._raw(_ADD, (seq, at, workspace_id, type, object_id, to_json(data)))
+        self._later.setdefault(_ADD, []).append((seq, at, workspace_id, type, object_id, to_json(data)))
         if seq % PRUNE_EACH == 0:
+            self.flush()
             self._raw("DELETE FROM notice WHERE seq <= ?", (seq - NOTICES_KEPT_MAX,))
         event = Event(seq, at, workspace_id, type, object_id, data)
         self.announce(event)
@@ -62,6 +63,7 @@ class NoticeRows(Base):
         self, workspace_id: str | None, seq: int, limit: int = 1_000, types: Sequence[str] | None = None
     ) -> list[Event]:
         """Notices of a workspace (None: of all) numbered above `seq`, oldest first."""
+        self.flush()
         statement = _narrowed(select(notice).where(notice.c.seq > seq), workspace_id, types)
         return [_notice(row) for row in self._rows(statement.order_by(notice.c.seq).limit(limit))]
 
@@ -71,6 +73,7 @@ class NoticeRows(Base):
         limit: int = 50, after: int | str | None = None, before: int | str | None = None,
     ) -> list[Event]:  # fmt: skip
         """Notices that meet every filter, newest first: right after the one numbered `after`, or before `before`."""
+        self.flush()
         t = notice.c
         statement = _narrowed(select(notice), workspace_id, types)
         if object_id is not None:
@@ -88,20 +91,22 @@ class NoticeRows(Base):
 
     def notice_last(self) -> int:
         """The number of the newest notice; 0 when there never was one."""
-        return int(self._raw("SELECT value FROM counter WHERE name = 'notice'").scalar() or 0)
+        self.flush()
+        row = self._first("SELECT value FROM counter WHERE name = 'notice'")
+        return int(row[0]) if row else 0
 
     # --- past allocations ---
 
     def put_allocation(self, capacity_id: str, sku_id: str, block: int, node_count: int) -> None:
         """From `block` on a capacity holds `node_count` nodes. Kept only where that is a change."""
-        known = self._raw(_NEWEST, (capacity_id, sku_id, block)).scalar()
-        if (known or 0) != node_count:
+        known = self._first(_NEWEST, (capacity_id, sku_id, block))
+        if (known[0] if known else 0) != node_count:
             self._raw(_ALLOCATE, (capacity_id, sku_id, block, node_count))
 
     def allocations(self, capacity_id: str, from_block: int) -> list[tuple[str, int, int]]:
         """(SKU, block, nodes from then on) of a capacity, in order; with what held at `from_block` already."""
-        rows = self._raw(_ALLOCATIONS, (capacity_id, from_block, from_block))
-        return [(row.sku_id, row.block, row.node_count) for row in rows]
+        rows = self._every(_ALLOCATIONS, (capacity_id, from_block, from_block))
+        return [(sku_id, block, node_count) for sku_id, block, node_count in rows]
 
     def prune_allocations(self, before_block: int) -> None:
         """Forget what is only needed for blocks before `before_block`."""
@@ -120,7 +125,8 @@ class NoticeRows(Base):
 
     def _row_of_key(self, workspace_id: str, operation: str, key: str) -> Any:
         statement = "SELECT object_id FROM idempotency WHERE workspace_id = ? AND operation = ? AND key = ?"
-        return self._raw(statement, (workspace_id, operation, key)).scalar()
+        row = self._first(statement, (workspace_id, operation, key))
+        return row[0] if row else None
 
 
 def _narrowed(statement: Select[Any], workspace_id: str | None, types: Sequence[str] | None) -> Select[Any]:

@@ -69,7 +69,16 @@ api_key: Final = Table(
     Column("revoked_at", Float),
 )
 
-sku: Final = Table("sku", metadata, _id(), Column("alias", String, nullable=False), _json("properties"))
+sku: Final = Table(
+    "sku",
+    metadata,
+    _id(),
+    Column("alias", String, nullable=False),
+    _json("properties"),
+    Column("life", Text, nullable=False, server_default=""),
+)
+"""`life` is what the operator says of it, as JSON; "" when that is nothing."""
+
 
 node: Final = Table(
     "node",

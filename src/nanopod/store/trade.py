@@ -30,7 +30,6 @@ _ORDER_COLUMNS: Final = (
 _ADD_ORDER: Final = (
     f"INSERT INTO market_order ({', '.join(_ORDER_COLUMNS)}) VALUES ({', '.join('?' * len(_ORDER_COLUMNS))})"
 )
-_GET_ORDER: Final = f"SELECT {', '.join(_ORDER_COLUMNS)} FROM market_order WHERE id = ?"
 _GET_FACTS: Final = (
     "SELECT id, workspace_id, capacity_id, sku_id, side, rate, status, procurement_id, created_by, filled, hold "
     "FROM market_order WHERE id = ?"
@@ -94,13 +93,13 @@ class TradeRows(Base):
 
     def order(self, order_id: str) -> Order | None:
         """One order."""
-        row = self._raw(_GET_ORDER, (order_id,)).first()
+        row = self._row(market_order, id=order_id)
         return self._order(row) if row else None
 
     def order_facts(self, order_id: str) -> OrderFacts | None:
         """What a trade needs to know of an open order, without the schedules that only people read."""
-        row = self._raw(_GET_FACTS, (order_id,)).first()
-        return OrderFacts(*tuple(row)) if row else None
+        row = self._first(_GET_FACTS, (order_id,))
+        return OrderFacts(*row) if row else None
 
     def orders_numbered(self, order_ids: Iterable[str]) -> dict[str, Order]:
         """Orders by their ids; those that do not exist are left out."""
@@ -117,13 +116,14 @@ class TradeRows(Base):
 
     def order_hold(self, order_id: str) -> str:
         """What the ledger reserved for an open buy, as text; "" for nothing."""
-        return str(self._raw("SELECT hold FROM market_order WHERE id = ?", (order_id,)).scalar() or "")
+        row = self._first("SELECT hold FROM market_order WHERE id = ?", (order_id,))
+        return str(row[0] or "") if row else ""
 
     def orders_open_of(self, capacity_id: str) -> int:
         """How many orders of a capacity are neither filled, cancelled nor rejected."""
         marks = ", ".join("?" * len(CLOSED))
         statement = f"SELECT COUNT(*) FROM market_order WHERE capacity_id = ? AND status NOT IN ({marks})"
-        return int(self._raw(statement, (capacity_id, *CLOSED)).scalar_one())
+        return int(self._first(statement, (capacity_id, *CLOSED))[0])
 
     def orders_page(
         self, workspace_id: str | None = None, *, ids: Sequence[str] = (), capacity_id: str | None = None,
@@ -195,11 +195,10 @@ class TradeRows(Base):
     def contracts_of(self, order_ids: Sequence[str]) -> list[Contract]:
         """The contracts of these orders, on either side, oldest first."""
         found: dict[str, Row[Any]] = {}
-        t = contract.c
         for start in range(0, len(order_ids), IDS_MAX):
             some = order_ids[start : start + IDS_MAX]
-            for side in (t.buyer_order, t.seller_order):
-                found.update((row.id, row) for row in self._rows(select(contract).where(side.in_(some))))
+            for side in ("buyer_order", "seller_order"):
+                found.update((row.id, row) for row in self._rows_among(contract, side, some))
         rows = sorted(found.values(), key=lambda row: (row.filled_at, row.sku_id, row.number))
         return [self._contract(row) for row in rows]
 

@@ -8,6 +8,7 @@ from nanopod.store.catalogue import CatalogueRows
 from nanopod.store.chain import ChainRows
 from nanopod.store.charges import ChargeRows
 from nanopod.store.endpoints import EndpointRows
+from nanopod.store.hooks import WebhookRows
 from nanopod.store.keys import KeyRows
 from nanopod.store.ledger import LedgerRows
 from nanopod.store.market import MarketRows
@@ -19,6 +20,6 @@ from nanopod.store.usage import UsageRows
 
 class Transaction(
     ActivationRows, AutomationRows, CatalogueRows, ChainRows, ChargeRows, EndpointRows, KeyRows, LedgerRows,
-    MarketRows, NodeRows, NoticeRows, TradeRows, UsageRows,
+    MarketRows, NodeRows, NoticeRows, TradeRows, UsageRows, WebhookRows,
 ):  # fmt: skip
     """One transaction. It ends with the function it was given to; never keep it."""

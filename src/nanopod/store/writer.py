@@ -245,6 +245,7 @@ class GroupStore(ABC):
         transaction = Transaction(self._connection, self.block_s)
         try:
             write.result = write.fn(transaction)
+            transaction.flush()
             self._savepoint("RELEASE SAVEPOINT f")
             write.hints, write.news = transaction.hints, transaction.news
         except BaseException as error:

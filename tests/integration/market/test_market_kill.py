@@ -112,8 +112,7 @@ def wait(traders: list[Trader], count: int, wait_s_max: float = 300.0) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_while_orders_stream_in_nothing_acknowledged_is_lost(backend: Any, short: Path) -> None:
-    orders, kills = (10_000, 6) if backend.kind == "sqlite" else (2_000, 3)
-    stream_and_kill(short, backend.url, orders, kills, seed=1)
+    stream_and_kill(short, backend.url, 10_000, 6, seed=1)
 
 
 @pytest.mark.nightly

@@ -208,8 +208,8 @@ def test_422_deleting_what_is_in_use(market: Marketplace, trader: Trader) -> Non
     placed = trader.bid(1, 0, 60, "0.06")
     refused = trader.call("DELETE", "/v1/capacities/main")
     assert (refused.status, refused.error["type"]) == (422, "unprocessable_entity")
-    assert "1 procurements" in refused.error["message"]
-    assert ("1 active orders" in refused.error["message"]) == (placed["status"] == "standing")
+    assert "1 procurement" in refused.error["message"]
+    assert ("1 active order" in refused.error["message"]) == (placed["status"] == "standing")
     assert trader.call("DELETE", f"/v1/procurements/{made['id']}").body == {
         "object": "procurement", "id": made["id"], "deleted": True,
     }  # fmt: skip

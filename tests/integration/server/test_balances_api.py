@@ -54,6 +54,20 @@ def test_a_repeated_top_up_adds_nothing(cloud: Cloud) -> None:
     assert (elsewhere.status, elsewhere["current"]) == (201, "3.000000")
 
 
+def test_prepaid_money_goes_back(cloud: Cloud) -> None:
+    name, key = cloud.workspace()
+    path, once = f"/v1/balances/{name}/pay_back", {"Idempotency-Key": cloud.name("key")}
+    cloud.make(f"/v1/balances/{name}/top_up", {"amount": "10.00"})
+    cloud.make(f"/v1/balances/{name}/overage_limit", {"amount": "50.00"})
+    for status in (201, 200):
+        back = cloud.call("POST", path, {"amount": "4.00"}, headers=once)
+        assert (back.status, back["current"]) == (status, "6.000000")
+    refused = cloud.call("POST", path, {"amount": "6.01"})
+    assert (refused.status, refused.error["details"][0]["field"]) == (422, "amount"), "credit is not paid out"
+    assert cloud.call("POST", path, {"amount": "1.00"}, key=key).status == 403
+    assert cloud.make(path, {"amount": "6.00"})["current"] == "0.000000"
+
+
 @pytest.mark.parametrize("amount", ["0.00", "-1.00", "1e3.0", "0.0000001", "ten", "1000000000.01", ""])
 def test_wrong_amounts_are_refused(cloud: Cloud, amount: str) -> None:
     refused = cloud.call("POST", "/v1/balances/default/top_up", {"amount": amount})
@@ -136,7 +150,7 @@ def test_holds_and_what_becomes_of_them(cloud: Cloud) -> None:
     assert seen[:3] == [
         ("top_up", "10.000000", None, seen[0][3]),
         ("hold", "-4.800000", "voided", waiting["id"]),
-        ("release", "0.000000", None, waiting["id"]),
+        ("release", "4.800000", None, waiting["id"]),
     ]
     assert shown() == ("10.000000", "0.000000", "10.000000"), "the floor is 0"
     assert {row["balance_after"] for row in rows} == {"10.000000"}

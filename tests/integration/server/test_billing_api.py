@@ -267,6 +267,44 @@ def test_a_month_from_usage_to_payment_due(tmp_path_factory: pytest.TempPathFact
         assert cloud.call("GET", f"/v1/balances/{name}")["current"] == "-0.728000"
 
 
+def test_a_final_invoice_is_paid(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """In two parts; the credit line is afterwards what it was, though tax was paid, too."""
+    with Cloud(tmp_path_factory.mktemp("paid") / "data", "--test-clock").running() as cloud:
+        now = cloud.call("GET", "/v1/test_clock")["now_at"]
+        name, key = cloud.workspace()
+        cloud.make(f"/v1/balances/{name}/overage_limit", {"amount": "100.00"})
+        cloud.call("PUT", f"/v1/workspaces/{name}/plan", {"plan": "spot", "prices": PRICES})
+        served(cloud, name, 100)
+        wish = {"month": time.strftime("%Y-%m", time.gmtime(now)), "workspace": name, "tax_bps": 1900}
+        path = f"/v1/invoices/{cloud.make('/v1/invoices', wish)['id']}"
+        assert cloud.call("POST", f"{path}/pay", {}).status == 409, "a draft is not paid"
+        offer = cloud.call("GET", "/v1/offers")["data"][0]
+        assert cloud.call("PATCH", f"/v1/offers/{offer['id']}", {"enabled": False}).status == 200
+        for day in range(2, 34, 4):
+            assert cloud.call("POST", "/v1/test_clock", {"to_at": now + day * 86_400}).status == 200
+        # 100 x 0.004, and 19 % tax
+        final = cloud.call("POST", f"{path}/finalize")
+        assert (final["total"], final["paid"], final["paid_at"]) == ("0.480000", 0, None)
+        assert cloud.call("POST", f"{path}/pay", {}, key=key).status == 403
+        for amount in ("0.00", "0.49", "-1.00"):
+            refused = cloud.call("POST", f"{path}/pay", {"amount": amount})
+            assert (refused.status, refused.error["details"][0]["field"]) == (422, "amount")
+        once = {"Idempotency-Key": "first"}
+        for status in (201, 200):
+            part = cloud.call("POST", f"{path}/pay", {"amount": "0.30", "reference": "wire 1"}, headers=once)
+            assert (part.status, part["status"], part["paid"]) == (status, "finalized", 300_000)
+        assert current(cloud, name) == "-0.180000"
+        done = cloud.call("POST", f"{path}/pay", {})
+        assert (done.status, done["status"], done["paid"]) == (201, "paid", 480_000)
+        assert done["paid_at"] == int(cloud.call("GET", "/v1/test_clock")["now_at"])
+        shown = cloud.call("GET", f"/v1/balances/{name}")
+        assert (shown["current"], shown["overage_limit"]) == ("0.000000", "100.000000")
+        assert [cloud.call("POST", f"{path}/{verb}", {}).status for verb in ("pay", "void")] == [409, 409]
+        assert cloud.call("GET", path)["status"] == "paid"
+        rows = cloud.call("GET", "/v1/transactions?kind=payment", key=key)["data"]
+        assert [row["amount"] for row in rows] == ["0.180000", "0.300000"]
+
+
 def test_killed_while_it_rates_it_charges_once(tmp_path_factory: pytest.TempPathFactory) -> None:
     with Cloud(tmp_path_factory.mktemp("killed") / "data").running() as cloud:
         name, _ = cloud.workspace()

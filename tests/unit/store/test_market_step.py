@@ -14,7 +14,9 @@ from typing import Any
 
 import pytest
 
+from nanopod.model.capacity import SkuLife
 from nanopod.model.chain import Deployment
+from nanopod.model.errors import Conflict
 from nanopod.store.migrate import STEPS
 from nanopod.store.sqlite import SqliteStore
 from nanopod.store.transaction import Transaction
@@ -147,3 +149,27 @@ def test_a_kill_half_way_changes_nothing_and_the_next_start_finishes(old: Path, 
     )
     raw.close()
     test_everything_is_kept(old)
+
+
+def test_an_older_cluster_has_blocks_of_a_minute(old: Path) -> None:
+    assert with_file(old, lambda write: write.setting("block_s")) == "60"
+
+    async def reopen() -> None:
+        with pytest.raises(Conflict, match="blocks of 60 seconds, not 30"):
+            SqliteStore(old, block_s=30)
+
+    asyncio.run(reopen())
+
+
+def test_what_an_operator_says_of_a_sku_is_kept(old: Path) -> None:
+    life = SkuLife(alias="box", lifecycle="deprecated", deprecated_at=5.0)
+
+    def say(write: Transaction) -> None:
+        assert write.sku_lives() == {}
+        write.set_sku_life("s1", life)
+
+    with_file(old, say)
+    assert with_file(old, lambda read: (read.sku_lives(), [sku.alias for sku in read.skus()])) == (
+        {"s1": life},
+        ["box"],
+    )

@@ -33,6 +33,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     "providers": (_ROOM + "providers", "see and set how nodes are sold"),
     "offers": (_ROOM + "providers", "see and set the terms of what is on sale"),
     "events": (_ROOM + "events", "see what happened, and follow what happens"),
+    "webhooks": (_ROOM + "webhooks", "have events sent to a program of yours"),
     "billing": (_ROOM + "billing", "balances, transactions, invoices and usage"),
     "keys": (_ROOM + "keys", "create, list and revoke API keys"),
     "workspaces": (_ROOM + "workspaces", "make and manage workspaces"),

@@ -75,9 +75,20 @@ def top_up(session: Session) -> int:
     """Add a payment to a balance."""
     amount = prices.dollars(session.args.amount, "amount")
     path = session.path(BALANCES.path, _default_workspace(session), "top_up")
-    reference = {"reference": session.args.reference} if session.args.reference else {}
-    BALANCES.card(session, session.api.post(path, {"amount": amount, **reference}, once=True))
+    BALANCES.card(session, session.api.post(path, {"amount": amount, **_named(session)}, once=True))
     return 0
+
+
+def pay_back(session: Session) -> int:
+    """Give prepaid money back."""
+    amount = prices.dollars(session.args.amount, "amount")
+    path = session.path(BALANCES.path, _default_workspace(session), "pay_back")
+    BALANCES.card(session, session.api.post(path, {"amount": amount, **_named(session)}, once=True))
+    return 0
+
+
+def _named(session: Session) -> dict[str, str]:
+    return {"reference": session.args.reference} if session.args.reference else {}
 
 
 def overage(session: Session) -> int:
@@ -162,6 +173,16 @@ def _step(name: str) -> Any:
     return run
 
 
+def pay_invoice(session: Session) -> int:
+    """Record a payment of a finalized invoice."""
+    body = _named(session)
+    if session.args.amount:
+        body["amount"] = prices.dollars(session.args.amount, "amount")
+    path = session.path(INVOICES.path, session.args.id, "pay")
+    _invoice(session, session.api.post(path, body, once=True, **session.scope))
+    return 0
+
+
 # --- usage ---
 
 
@@ -212,6 +233,7 @@ _FORMAT: Final[tuple[Option, ...]] = (
     option("-f", "--file", metavar="FILE", help="write it to a file"),
 )
 _AMOUNT: Final = option("amount", metavar="$", help="dollars, such as 25.00")
+_REFERENCE: Final = option("--reference", metavar="TEXT", help="the payment's own name, for the books")
 _ACCOUNT: Final = option("--account", metavar="KIND", help="of the books: prepaid (default), receivable, ...")
 _INVOICE: Final = option("id", metavar="ID", completes=INVOICES.path, help="an invoice's id")
 configure, run = commands(
@@ -232,12 +254,16 @@ configure, run = commands(
              ("nanopod billing invoices create --month 2026-01",)),
         Verb("finalize", "close a draft; it never changes again", _step("finalize"), (_INVOICE,),
              ("nanopod billing invoices finalize inv_...",)),
+        Verb("pay", "record a payment of a finalized invoice (operator)", pay_invoice,
+             (_INVOICE, option("--amount", metavar="$", help="dollars (default: all that is left)"), _REFERENCE),
+             ("nanopod billing invoices pay inv_... --amount 25.00",)),
         Verb("void", "withdraw a finalized invoice", _step("void"), (_INVOICE,),
              ("nanopod billing invoices void inv_...",)),
     )),
     Verb("top-up", "add a payment to a balance (operator)", top_up,
-         (_AMOUNT, option("--reference", metavar="TEXT", help="the payment's own name, for the books")),
-         ("nanopod billing top-up 25.00 --workspace research",)),
+         (_AMOUNT, _REFERENCE), ("nanopod billing top-up 25.00 --workspace research",)),
+    Verb("pay-back", "give prepaid money back (operator)", pay_back, (_AMOUNT, _REFERENCE),
+         ("nanopod billing pay-back 5.00 --workspace research",)),
     Verb("overage-limit", "say how far a balance may go below zero (operator)", overage, (_AMOUNT,),
          ("nanopod billing overage-limit 100.00 --workspace research",)),
     Verb("usage", "show requests, tokens and compute time, with totals", usage,

@@ -39,7 +39,7 @@ def statement(session: Session, found: Mapping[str, Any]) -> None:
 
 def invoice(session: Session, found: Mapping[str, Any]) -> None:
     """One month of one workspace: its lines, what carries part of them, the total."""
-    when = {name: found.get(f"{name}_us") for name in ("finalized", "voided")}
+    when = {name: found.get(f"{name}_us") for name in ("finalized", "paid", "voided")}
     show.print_card([
         ("INVOICE ID", found.get("id")), ("NUMBER", found.get("number")), ("WORKSPACE", found.get("workspace_id")),
         ("MONTH", found.get("month")), ("STATUS", found.get("status")),

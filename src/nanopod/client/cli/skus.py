@@ -1,4 +1,4 @@
-"""`nanopod instance-skus list|get` and `nanopod availability`: the kinds of nodes, and what of them is for sale."""
+"""`nanopod instance-skus list|get|set` and `nanopod availability`: the kinds of nodes, and what of them is for sale."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from nanopod.client.cli import show
-from nanopod.client.cli.nouns import Noun, commands, field_of
+from nanopod.client.cli.nouns import Noun, commands, field_of, given
 from nanopod.client.cli.parser import Verb, fill, option
 from nanopod.client.cli.session import Session
 
+LIVES: Final = ("stable", "deprecated", "deleted")
 _FILTERS: Final = ("region", "availability_zone", "accelerator", "form_factor", "rdma_type", "num_accelerators")
 
 
@@ -48,7 +49,7 @@ NOUN: Final = Noun(
         ("REGION", _shown("region")), ("ZONE", _shown("availability_zone")), ("FORM FACTOR", _shown("form_factor")),
         ("RDMA", _shown("rdma_type")), ("ACCELERATOR MEMORY", _bytes("accelerator_memory")),
         ("PROVIDER", _shown("provider")), ("FEDERATED", _shown("federated")), ("LATENCY", field_of("latency_class")),
-        ("WATTS", _shown("max_watts")),
+        ("WATTS", _shown("max_watts")), ("LIFECYCLE", field_of("lifecycle")), ("AUDIENCE", field_of("audience_hint")),
     ],
     empty="no kinds of nodes are known; `nanopod up` makes this machine one",
 )  # fmt: skip
@@ -56,7 +57,13 @@ NOUN: Final = Noun(
 
 def _query(session: Session) -> Mapping[str, Any]:
     session.wide = session.wide or session.args.verbose
-    return {name: found for name in _FILTERS if (found := getattr(session.args, name)) is not None}
+    return {name: found for name in (*_FILTERS, "lifecycle") if (found := getattr(session.args, name)) is not None}
+
+
+def change(session: Session) -> int:
+    """Name a kind of node, say whom it is for, deprecate it, delete it."""
+    NOUN.card(session, NOUN.change(session, given(session.args, "alias", "lifecycle", "audience_hint")))
+    return 0
 
 
 AVAILABILITY: Final = "/v1/instance_skus/availability"
@@ -94,9 +101,15 @@ _list, run = commands(
         option("--verbose", "-v", action="store_true", help="all columns"),
         *(option(f"--{name.replace('_', '-')}", metavar="V", help=f"only with this {name.replace('_', ' ')}")
           for name in _FILTERS),
+        option("--lifecycle", choices=LIVES, help="only these (default: stable and deprecated)"),
         query=_query, examples=("nanopod instance-skus list --verbose", "nanopod instance-skus list --region local"),
     ),
     NOUN.get_verb(examples=("nanopod instance-skus get isku_...",)),
+    Verb("set", "name a kind of node, deprecate it, delete it (operator)", change,
+         (NOUN.reference(), option("--alias", metavar="NAME", help="what it is called from now on"),
+          option("--lifecycle", choices=LIVES, help="stable -> deprecated -> deleted"),
+          option("--audience-hint", metavar="TEXT", help="whom it is for")),
+         ("nanopod instance-skus set cpu --lifecycle deprecated",), aliases=("update",)),
 )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from typing import Final
 from nanopod.control.market.replay import load
 from nanopod.control.ports import NewId, Reads
 from nanopod.market.exchange import Exchange
+from nanopod.market.quota import GAMING_BLOCKS
 from nanopod.market.shape import Shape
 
 EARLY_MAX: Final = 10_000
@@ -55,7 +56,7 @@ class Floor:
         """Ledger accounts that exist."""
         self.offered: dict[str, int] = {}
         """Up to which generation of its settings each offer was planned."""
-        self.early: deque[Early] = deque(maxlen=EARLY_MAX)
+        self._early: deque[Early] | None = None
         self.lost: dict[tuple[str, str], int] = {}
         """Until which block a machine's loss is the reason why a (capacity, SKU) is short."""
 
@@ -70,9 +71,16 @@ class Floor:
         """Forget these exchanges and everything that is derived from rows."""
         for sku_id in sku_ids:
             self.exchanges.pop(sku_id, None)
-        self.busy = self.sold = None
+        self.busy = self.sold = self._early = None
         self.opened.clear()
         self.offered.clear()
+
+    def early(self, read: Reads, block: int) -> deque[Early]:
+        """The early starts of the last blocks; instances remember theirs, also those that have ended."""
+        if self._early is None:
+            since = block - 1 - GAMING_BLOCKS
+            self._early = deque((Early(*row) for row in read.early_starts(since, EARLY_MAX)), maxlen=EARLY_MAX)
+        return self._early
 
     def exchange(self, read: Reads, sku_id: str, block: int) -> Exchange:
         """The exchange of a SKU; a new one begins at `block`."""

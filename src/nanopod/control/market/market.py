@@ -22,7 +22,7 @@ from nanopod.market.exchange import Exchange
 from nanopod.market.shape import to_schedule, volume
 from nanopod.market.terms import Fees, admit_window
 from nanopod.model.chain import Instance
-from nanopod.model.errors import Denied, Invalid, NotFound
+from nanopod.model.errors import Denied, Invalid, NotFound, count_of
 from nanopod.model.money import Rate
 from nanopod.model.order import CancelReason, Order, Transfer
 from nanopod.model.procurement import OfferPolicy
@@ -51,6 +51,8 @@ class Market(Trading):
         capacity = self.rows.capacity(draft.capacity_id)
         if capacity is None or capacity.workspace_id != draft.workspace_id:
             raise NotFound(f"capacity: {draft.capacity_id} does not exist", field="capacity")
+        if self.rows.is_deleted(draft.sku_id):
+            raise Invalid("instance_sku: is deleted; choose another one", field="instance_sku")
         shape = admit_window(draft.start_at, draft.end_at, draft.node_count, now=self.now, block_s=self.block_s)
         rate = draft.limit.micro_per_block
         check_amount(rate * volume(shape), LIMIT_FIELD)
@@ -196,19 +198,32 @@ class Market(Trading):
         self.rows.forget_capacity(capacity_id)
         found: list[str] = []
         if count := self.write.orders_open_of(capacity_id):
-            found.append(f"{count} active orders")
+            found.append(count_of(count, "active order"))
         for exchange in self.all_exchanges():
             holding = exchange.holdings.get(capacity_id)
             if holding is not None and holding.owned(exchange.block):
                 found.append(f"future allocation of {exchange.sku_id}")
         if count := len([one for one in self.write.instances_on_capacity(capacity_id) if one.ended_at is None]):
-            found.append(f"{count} active instances")
+            found.append(count_of(count, "active instance"))
         if count := len(self.write.deployments_on(capacity_id)):
-            found.append(f"{count} deployments")
+            found.append(count_of(count, "deployment"))
         if count := len(self.write.procurements_of(capacity_id)):
-            found.append(f"{count} procurements")
+            found.append(count_of(count, "procurement"))
         if found:
             raise Invalid(f"capacity: cannot be deleted while it has {', '.join(found)}", field="capacity")
+
+    def sku_check(self, sku_id: str) -> None:
+        """Raises `Invalid` with everything that keeps a kind of node from being deleted."""
+        found: list[str] = []
+        if count := sum(node.slots for node in self.write.nodes() if node.sku_id == sku_id and node.state == "up"):
+            found.append(f"{count_of(count, 'node')} up")
+        exchange = self.exchange(sku_id)
+        if count := sum(1 for own in exchange.of_capacity.values() for _ in own):
+            found.append(count_of(count, "open order"))
+        if count := sum(bool(one.owned(exchange.block)) for one in exchange.holdings.values()):
+            found.append(f"future allocation in {count_of(count, 'capacity', 'capacities')}")
+        if found:
+            raise Invalid(f"lifecycle: cannot be deleted while it has {', '.join(found)}", field="lifecycle")
 
     # --- settling ---
 

@@ -65,6 +65,9 @@ def live_of(instances: Sequence[Instance], procurement: Procurement, procurement
 
 def procure(trading: Trading, procurement: Procurement) -> None:
     """Carry out R22 for one procurement at this moment."""
+    if procurement.enabled and trading.rows.is_deleted(procurement.sku_id):
+        say(trading, procurement, Status("warning", "no_supply", "no_supply: the instance SKU is deleted"))
+        return
     exchange = trading.exchange(procurement.sku_id)
     trading.opened(exchange, procurement.capacity_id)
     capacity = trading.rows.capacity(procurement.capacity_id)

@@ -117,7 +117,7 @@ def start_early(trading: Trading, capacity_id: str) -> None:
         by_id = {one.instance_id: one for one in group}
         for instance_id in chosen:
             start(trading, by_id[instance_id], sku_id, early_until=block)
-            trading.floor.early.append(Early(capacity_id, sku_id, block - 1, instance_id))
+            trading.floor.early(trading.write, block).append(Early(capacity_id, sku_id, block - 1, instance_id))
 
 
 def _sold_now(exchange: Exchange) -> int:
@@ -131,7 +131,9 @@ def _sold_now(exchange: Exchange) -> int:
 
 def _in_progress(trading: Trading, sku_id: str, block: int) -> int:
     """Early starts of a SKU whose first block is still to come, wherever they are."""
-    fresh = {one for one in trading.floor.early if one.sku_id == sku_id and one.block == block - 1}
+    fresh = {
+        one for one in trading.floor.early(trading.write, block) if one.sku_id == sku_id and one.block == block - 1
+    }
     live = {one.instance_id: one for name in {one.capacity_id for one in fresh} for one in trading.rows.live(name)}
     return sum(one.instance_id in live and live[one.instance_id].early_until == block for one in fresh)
 
@@ -144,7 +146,7 @@ def _recent(trading: Trading, capacity_id: str, sku_id: str, block: int) -> set[
         return set()
     return {
         one.instance_id
-        for one in trading.floor.early
+        for one in trading.floor.early(trading.write, block)
         if one.capacity_id == capacity_id and one.sku_id == sku_id and one.block > block - 1 - GAMING_BLOCKS
     }
 

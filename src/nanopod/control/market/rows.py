@@ -34,6 +34,7 @@ class Rows:
         """Nodes, providers or offers may have changed."""
         self._nodes: list[Node] | None = None
         self._offers: list[OfferPolicy] | None = None
+        self._over: set[str] | None = None
         self._providers.clear()
 
     def forget_capacity(self, capacity_id: str) -> None:
@@ -127,6 +128,12 @@ class Rows:
         if self._nodes is None:
             self._nodes = self.write.nodes()
         return [one for one in self._nodes if one.sku_id == sku_id]
+
+    def is_deleted(self, sku_id: str) -> bool:
+        """True for a kind of node that the operator deleted: its time is neither made nor traded."""
+        if self._over is None:
+            self._over = {name for name, life in self.write.sku_lives().items() if life.lifecycle == "deleted"}
+        return sku_id in self._over
 
     def offers(self) -> list[OfferPolicy]:
         """Every offer, oldest first."""

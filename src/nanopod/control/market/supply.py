@@ -30,6 +30,8 @@ DELIVERED_MAX: Final = 200
 
 def supply(trading: Trading, sku_id: str) -> None:
     """Bring the offers of a SKU and the world in line with the nodes there are; then see what cannot be delivered."""
+    if trading.rows.is_deleted(sku_id):
+        return
     policies = [one for one in trading.rows.offers() if one.sku_id == sku_id]
     for policy in policies:
         provider = trading.rows.provider(policy.provider_id)

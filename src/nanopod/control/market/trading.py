@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +30,8 @@ from nanopod.model.money import Money, Rate
 from nanopod.model.order import CLOSED, Contract, Order, Side
 
 PROVIDER_PREFIX: Final = "prov_"
+_START: Final = itemgetter(0)
+_END: Final = itemgetter(1)
 _encode: Final = msgspec.json.Encoder().encode
 _runs: Final = msgspec.json.Decoder(list[tuple[int, int, int]]).decode
 
@@ -267,7 +271,7 @@ class Trading:
     def _changed(self, sku_id: str, side: _Side, change: Change) -> None:
         """Write the state of a resting order after its fills."""
         self._end_hold(side, change)
-        filled = plus(shape_of_text(side.before), side.filled)
+        filled = joined(shape_of_text(side.before), side.filled)
         self.write.set_order(
             side.order_id, status=change.status, open=shape_text(change.left), filled=shape_text(filled),
             cancel_reason=change.reason, filled_at=self.now, hold=hold_text(side.hold),
@@ -367,6 +371,15 @@ def shape_text(shape: Shape) -> str:
 def shape_of_text(text: str) -> Shape:
     """The inverse of `shape_text`."""
     return tuple(_runs(text)) if text != "[]" else ()
+
+
+def joined(long: Shape, short: Shape) -> Shape:
+    """`plus(long, short)`, looking only at that part of the long one which the short one touches."""
+    if not long or not short:
+        return long or short
+    first = bisect_left(long, short[0][0], key=_END)
+    last = bisect_right(long, short[-1][1], key=_START)
+    return (*long[:first], *plus(long[first:last], short), *long[last:])
 
 
 def owned_at(exchange: Exchange, capacity_id: str, block: int) -> int:

@@ -27,6 +27,7 @@ MESSAGE_BYTES_MAX: Final = 64 << 20
 BACKLOG_BYTES_MAX: Final = 64 << 20
 REDIAL_S_MIN: Final = 0.05
 REDIAL_S_MAX: Final = 2.0
+EAGER_S: Final = 3.0
 
 _encode: Final = msgspec.msgpack.Encoder().encode
 _decode: Final = msgspec.msgpack.Decoder(AnyMessage).decode
@@ -103,10 +104,12 @@ async def serve(path: Path, handler: Handler) -> asyncio.Server:
 async def dial_for_ever(path: Path, handler: Handler) -> None:
     """Keep a link to `path`: run `handler` on each connection, redial with jittered back-off when it ends.
 
-    Runs until cancelled. The back-off is reset once a connection lasted longer than `REDIAL_S_MAX`.
+    Runs until cancelled. At first, and after a connection that lasted longer than `REDIAL_S_MAX`, the other side is
+    most likely just starting: for `EAGER_S` seconds it is looked for at short, even intervals.
     """
     loop = asyncio.get_running_loop()
     attempt = 0
+    eager_until = loop.time() + EAGER_S
     while True:
         started = loop.time()
         try:
@@ -125,6 +128,10 @@ async def dial_for_ever(path: Path, handler: Handler) -> None:
                 log.exception("link=%s lost: its handler failed; redialling", path.name)
             finally:
                 link.close()
-        attempt = 0 if loop.time() - started > REDIAL_S_MAX else attempt + 1
+        now = loop.time()
+        if now - started > REDIAL_S_MAX:
+            attempt, eager_until = 0, now + EAGER_S
+        elif now > eager_until:
+            attempt += 1
         limit_s = min(REDIAL_S_MAX, REDIAL_S_MIN * 2 ** min(attempt, 10))
         await asyncio.sleep(random.uniform(REDIAL_S_MIN / 2, limit_s))

@@ -23,6 +23,7 @@ from nanopod.server.api import (
     endpoints,
     events,
     execs,
+    flags,
     images,
     instance_changes,
     instances,
@@ -45,6 +46,7 @@ from nanopod.server.api import (
     transactions,
     transfers,
     usage,
+    webhooks,
     workspaces,
 )
 from nanopod.server.api.auth import authenticate
@@ -76,6 +78,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *clock.OPERATIONS,
     *contracts.OPERATIONS,
     *events.OPERATIONS,
+    *flags.OPERATIONS,
     *offers.OPERATIONS,
     *orderbook.OPERATIONS,
     *orders.OPERATIONS,
@@ -85,6 +88,7 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *settings.OPERATIONS,
     *skus.OPERATIONS,
     *transfers.OPERATIONS,
+    *webhooks.OPERATIONS,
 )
 
 

@@ -19,7 +19,7 @@ from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.once import REPLAYED, key_of, remember, replayed
 from nanopod.server.api.tenants import operator_only, reachable, workspace_path
-from nanopod.server.billing.charging import must_post, post
+from nanopod.server.billing.charging import available, must_post, post
 from nanopod.store.transaction import Transaction
 
 
@@ -113,6 +113,33 @@ async def top_up(context: Context, request: Request, key: Key) -> Response:
     return answer(shown, 201 if fresh else 200, {} if fresh else REPLAYED)
 
 
+async def pay_back(context: Context, request: Request, key: Key) -> Response:
+    """Give prepaid money back to the customer. With an Idempotency-Key, a repeat gives nothing."""
+    wish = await body_as(request, Amount)
+    micro = amount_of(wish.amount, least=1)
+    idempotency, now, business = key_of(request), context.clock(), context.new_id("event")
+
+    def write(write: Transaction) -> tuple[BalanceAnswer, bool]:
+        operator_only(write, key, "pay money back")
+        found = workspace_path(write, key, request)
+        fresh = replayed(write, found.workspace_id, "pay_back", idempotency) is None
+        if fresh:
+            remember(write, found.workspace_id, "pay_back", idempotency, business, now)
+            most = available(write, chart.prepaid(found.workspace_id))
+            if micro > most:
+                text = f"amount: {wish.amount} is more than the {Money(most)} dollars of prepaid money that are free"
+                raise Invalid(text, field="amount")
+            chain = recipes.pay_back(business, found.workspace_id, micro, wish.reference or business)
+            with context.desk.session(write, now) as market:
+                must_post(write, chain, int(now * 1_000_000))
+                market.balance_changed(found.workspace_id)
+            write.add_notice(now, found.workspace_id, "balance.paid_back", found.workspace_id, {"amount": wish.amount})
+        return _balance(write, found), fresh
+
+    shown, fresh = await context.store.write(write)
+    return answer(shown, 201 if fresh else 200, {} if fresh else REPLAYED)
+
+
 async def set_overage_limit(context: Context, request: Request, key: Key) -> Response:
     """Set how far below zero a workspace may go. What is in use already cannot be taken away."""
     wish = await body_as(request, Amount)
@@ -154,6 +181,10 @@ OPERATIONS: Final = (
     ),
     Operation(
         "POST", "/v1/balances/{workspace}/top_up", top_up, "Add a payment to a balance", body=Amount,
+        answer=BalanceAnswer, status=201, once=True, errors=(403, 404),
+    ),
+    Operation(
+        "POST", "/v1/balances/{workspace}/pay_back", pay_back, "Give prepaid money back", body=Amount,
         answer=BalanceAnswer, status=201, once=True, errors=(403, 404),
     ),
     Operation(

@@ -27,6 +27,7 @@ from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.errors import BadRequest
 from nanopod.server.api.fields import TAG_QUERIES, Price, check_tags, flag_of, given, tag_filter, words_of
 from nanopod.server.api.instance_changes import chosen_sku, market_capacity, stop
+from nanopod.server.api.lifecycle import tell_deprecated
 from nanopod.server.api.pages import PAGING, cut, page_answer, page_of
 from nanopod.server.api.references import (
     Scope,
@@ -308,6 +309,7 @@ async def create_deployment(context: Context, request: Request, key: Key) -> Res
             write.add_deployment(made)
             notice = {"name": made.name, "kind": made.kind, "target_instance_count": target}
             write.add_notice(now, workspace_id, "deployment.created", deployment_id, notice)
+            tell_deprecated(write, now, workspace_id, made.sku_id, deployment_id)
             market.changed(capacity.capacity_id)
         return look(write, Owners(write), _again(write, deployment_id), context.block_s)
 

@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nanopod.control.choosing import retired
 from nanopod.control.market.names import names
 from nanopod.model.capacity import Capacity
 from nanopod.model.chain import Instance, Key, Priority
@@ -20,6 +21,7 @@ from nanopod.server.api.context import Context, Operation
 from nanopod.server.api.errors import BadRequest
 from nanopod.server.api.fields import check_tags, given
 from nanopod.server.api.instances import WORKSPACE, InstanceAnswer, Known, look, show
+from nanopod.server.api.lifecycle import tell_deprecated, usable_sku
 from nanopod.server.api.once import REPLAYED, key_of, remember, replayed
 from nanopod.server.api.references import (
     Scope,
@@ -27,7 +29,6 @@ from nanopod.server.api.references import (
     check_name,
     find_capacity,
     find_instance,
-    find_sku,
     scope_of,
     workspace_reference,
 )
@@ -98,9 +99,10 @@ def market_capacity(read: Transaction, scope: Scope, reference: str) -> Capacity
 def chosen_sku(read: Transaction, wanted: str | None) -> str:
     """The kind of node of a new instance or deployment: the one that is named, the only one, or "" for any."""
     if wanted:
-        return find_sku(read, wanted).sku_id
-    skus = read.skus()
-    return skus[0].sku_id if len(skus) == 1 else ""
+        return usable_sku(read, wanted).sku_id
+    over = retired(read)
+    skus = [sku.sku_id for sku in read.skus() if sku.sku_id not in over]
+    return skus[0] if len(skus) == 1 else ""
 
 
 def add(write: Transaction, instance: Instance, now: float) -> None:
@@ -150,6 +152,7 @@ async def create_instance(context: Context, request: Request, key: Key) -> Respo
                 image_id=image.image_id, cloud_init=cloud_init, priority=wish.priority_level, tags=tags,
             )  # fmt: skip
             add(write, made, now)
+            tell_deprecated(write, now, workspace_id, sku_id, instance_id)
             market.changed(capacity.capacity_id)
         return look(write, Owners(write), _again(write, instance_id))
 

@@ -9,13 +9,12 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanopod.ledger import chart
-from nanopod.ledger.invoices import Invoice
+from nanopod.ledger import chart, recipes
+from nanopod.ledger.invoices import CENT, Invoice, line_restored
 from nanopod.ledger.render import (
     invoice_csv,
     invoice_document,
     invoice_html,
-    invoice_json,
     statement_csv,
     statement_html,
     statement_json,
@@ -25,10 +24,14 @@ from nanopod.ledger.transfers import Entry
 from nanopod.model.chain import Key, Workspace
 from nanopod.model.errors import Conflict, Invalid, NotFound
 from nanopod.model.ids import PREFIXES, base62
+from nanopod.model.money import Money
 from nanopod.server.api.answers import answer, whole_list
+from nanopod.server.api.balances import amount_of
 from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation, Query
+from nanopod.server.api.once import REPLAYED, key_of, remember, replayed
 from nanopod.server.api.tenants import operator_only, reachable, workspace_of
+from nanopod.server.billing.charging import must_post
 from nanopod.server.billing.invoicing import make_draft
 from nanopod.server.billing.rating import settle
 from nanopod.store.transaction import Transaction
@@ -48,6 +51,13 @@ class InvoiceWish(msgspec.Struct, frozen=True):
     month: str
     workspace: str = ""
     tax_bps: int = 0
+
+
+class Payment(msgspec.Struct, frozen=True):
+    """Dollars as decimal text, such as "25.00"; without an amount all that is left. `reference` is for the books."""
+
+    amount: str | None = None
+    reference: str = ""
 
 
 class StatementAnswer(TypedDict):
@@ -84,6 +94,9 @@ class InvoiceSummary(TypedDict):
     rounding: int
     total_cents: int
     total: str
+    paid: int
+    paid_us: int | None
+    paid_at: int | None
 
 
 class InvoiceAnswer(InvoiceSummary):
@@ -170,6 +183,19 @@ def invoice_id_of(workspace_id: str, month: str, round_: int) -> str:
     return PREFIXES["invoice"] + base62(digest, 21)
 
 
+def shown(invoice: Invoice) -> dict[str, Any]:
+    """An invoice as the API shows it: a finalized one without a rest is `paid`."""
+    found = invoice_document(invoice)
+    if invoice.paid_us is not None:
+        found["status"] = "paid"
+    found["paid_at"] = None if invoice.paid_us is None else invoice.paid_us // 1_000_000
+    return found
+
+
+def _json(invoice: Invoice) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(shown(invoice)), indent=2)
+
+
 def _skus(read: Transaction) -> dict[str, str]:
     return {sku.sku_id: sku.alias for sku in read.skus()}
 
@@ -205,7 +231,7 @@ async def create_invoice(context: Context, request: Request, key: Key) -> Respon
         write.put_invoice(made, now_us)
         return made
 
-    return answer(invoice_document(await context.store.write(write)), 201)
+    return answer(shown(await context.store.write(write)), 201)
 
 
 def _find(read: Transaction, key: Key, invoice_id: str) -> Invoice:
@@ -228,7 +254,7 @@ async def list_invoices(context: Context, request: Request, key: Key) -> Respons
     found = sorted(await context.store.read(read), key=lambda invoice: (invoice.month, invoice.id), reverse=True)
 
     def show(invoice: Invoice) -> dict[str, Any]:
-        whole = invoice_document(invoice)
+        whole = shown(invoice)
         return {name: value for name, value in whole.items() if name not in ("lines", "deductions", "credit_notes")}
 
     return whole_list(request, found, show)
@@ -238,7 +264,7 @@ async def get_invoice(context: Context, request: Request, key: Key) -> Response:
     """One invoice as JSON, CSV or a page to print (`?format=`, or `Accept`)."""
     form = format_of(request)
     found = await context.store.read(lambda read: _find(read, key, request.path_params["id"]))
-    body = invoice_csv(found) if form == "csv" else invoice_html(found) if form == "html" else invoice_json(found)
+    body = invoice_csv(found) if form == "csv" else invoice_html(found) if form == "html" else _json(found)
     return document(body, form, f"invoice-{found.month}")
 
 
@@ -259,7 +285,7 @@ async def finalize_invoice(context: Context, request: Request, key: Key) -> Resp
             write.put_invoice(_draft(write, found, known.month, known.tax_bps), int(now * 1_000_000))
         return write.finalize_invoice(known.id, int(now * 1_000_000))
 
-    return answer(invoice_document(await context.store.write(write)))
+    return answer(shown(await context.store.write(write)))
 
 
 async def void_invoice(context: Context, request: Request, key: Key) -> Response:
@@ -271,7 +297,45 @@ async def void_invoice(context: Context, request: Request, key: Key) -> Response
         known = _find(write, key, request.path_params["id"])
         return write.void_invoice(known.id, int(now * 1_000_000))
 
-    return answer(invoice_document(await context.store.write(write)))
+    return answer(shown(await context.store.write(write)))
+
+
+async def pay_invoice(context: Context, request: Request, key: Key) -> Response:
+    """Record a payment of a finalized invoice. With an Idempotency-Key, a repeat records nothing."""
+    wish = await body_as(request, Payment)
+    asked = None if wish.amount is None else amount_of(wish.amount, least=1)
+    idempotency, now, business = key_of(request), context.clock(), context.new_id("event")
+
+    def write(write: Transaction) -> tuple[Invoice, bool]:
+        operator_only(write, key, "record a payment")
+        known = _find(write, key, request.path_params["id"])
+        if replayed(write, known.workspace_id, f"pay/{known.id}", idempotency) is not None:
+            return known, False
+        amount = _payable(write, known, asked)
+        paid = write.pay_invoice(known.id, amount, int(now * 1_000_000))
+        line = line_restored(paid) - line_restored(known)
+        chain = recipes.payment(business, known.workspace_id, amount, wish.reference or known.id, line=line)
+        with context.desk.session(write, now) as market:
+            must_post(write, chain, int(now * 1_000_000))
+            market.balance_changed(known.workspace_id)
+        remember(write, known.workspace_id, f"pay/{known.id}", idempotency, business, now)
+        write.add_notice(now, known.workspace_id, "invoice.payment", known.id, {"amount": str(Money(amount))})
+        return paid, True
+
+    found, fresh = await context.store.write(write)
+    return answer(shown(found), 201 if fresh else 200, {} if fresh else REPLAYED)
+
+
+def _payable(read: Transaction, invoice: Invoice, asked: int | None) -> int:
+    """Micro-dollars of a payment: what is asked, else all that is left. Raises `Invalid` beyond what is owed."""
+    account = read.ledger_account(chart.receivable(invoice.workspace_id))
+    owed = max(0, -account.balance) if account is not None else 0
+    rest = invoice.total_cents * CENT - invoice.paid
+    most = min(owed, rest)
+    if invoice.status == "finalized" and rest > 0 and not 0 < (most if asked is None else asked) <= most:
+        text = f"{Money(rest)} dollars of the invoice are left, and the workspace owes {Money(owed)}"
+        raise Invalid(f"amount: at most {Money(most)} dollars can be paid: {text}", field="amount")
+    return most if asked is None else asked
 
 
 _TEXT: Final = "Also as text/csv and as text/html, a page to print."
@@ -300,6 +364,10 @@ OPERATIONS: Final = (
     Operation(
         "POST", "/v1/invoices/{id}/finalize", finalize_invoice, "Finalize an invoice", answer=InvoiceAnswer,
         errors=(403, 404, 409),
+    ),
+    Operation(
+        "POST", "/v1/invoices/{id}/pay", pay_invoice, "Record a payment of an invoice", body=Payment,
+        answer=InvoiceAnswer, status=201, once=True, errors=(403, 404, 409),
     ),
     Operation(
         "POST", "/v1/invoices/{id}/void", void_invoice, "Void an invoice", answer=InvoiceAnswer, errors=(403, 404, 409)

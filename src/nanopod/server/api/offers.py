@@ -23,6 +23,7 @@ from nanopod.server.api.bodies import body_as
 from nanopod.server.api.capacities import Deleted
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.fields import Price, Window, given
+from nanopod.server.api.lifecycle import usable_sku
 from nanopod.server.api.orders import WORKSPACE
 from nanopod.server.api.pages import PAGING, cut, page_answer, page_of
 from nanopod.server.api.providers import listed
@@ -245,7 +246,7 @@ async def create_offer(context: Context, request: Request, key: Key) -> Response
     def write(write: Transaction) -> OfferAnswer:
         scope = scope_of(write, key, request.query_params.get("workspace"))
         provider = find_provider(write, scope, wish.provider)
-        sku = find_sku(write, wish.instance_sku)
+        sku = usable_sku(write, wish.instance_sku)
         other = write.offer_of_pair(provider.provider_id, sku.sku_id)
         if other is not None:
             raise Conflict(

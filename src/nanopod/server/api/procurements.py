@@ -22,6 +22,7 @@ from nanopod.server.api.capacities import Deleted
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.errors import BadRequest
 from nanopod.server.api.fields import Price, flag_of, given
+from nanopod.server.api.lifecycle import tell_deprecated, usable_sku
 from nanopod.server.api.orders import WORKSPACE, Shown
 from nanopod.server.api.pages import PAGING, cut, page_answer, page_of
 from nanopod.server.api.references import (
@@ -216,7 +217,7 @@ async def create_procurement(context: Context, request: Request, key: Key) -> Re
     def write(write: Transaction) -> ProcurementAnswer:
         scope = scope_of(write, key, place)
         capacity = find_capacity(write, scope, reference, "capacity" if wish.capacity else "pool")
-        sku = find_sku(write, wish.instance_sku)
+        sku = usable_sku(write, wish.instance_sku)
         if capacity.kind != "market":
             raise Invalid(
                 f"capacity: {capacity.name!r} is of kind {capacity.kind}; a procurement needs kind market",
@@ -232,6 +233,7 @@ async def create_procurement(context: Context, request: Request, key: Key) -> Re
         with context.desk.session(write, now) as market:
             write.add_procurement(made)
             write.add_notice(now, capacity.workspace_id, "procurement.created", procurement_id, {"name": name})
+            tell_deprecated(write, now, capacity.workspace_id, sku.sku_id, procurement_id)
             market.changed(capacity.capacity_id)
         return Shower(write, block_s).one(_named(write, procurement_id))
 

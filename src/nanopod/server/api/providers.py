@@ -13,7 +13,7 @@ from nanopod.ledger import chart
 from nanopod.market.shape import cut, excess, from_schedule, volume
 from nanopod.model.capacity import Capacity
 from nanopod.model.chain import Account, Key, Workspace
-from nanopod.model.errors import Conflict, Invalid, NotFound
+from nanopod.model.errors import Conflict, Invalid, NotFound, count_of
 from nanopod.model.money import Money, Rate
 from nanopod.model.order import Contract
 from nanopod.model.procurement import Provider
@@ -295,7 +295,8 @@ async def delete_provider(context: Context, request: Request, key: Key) -> Respo
         offers = len(write.offers(seen.provider_id))
         nodes = sum(node.provider_id == seen.provider_id for node in write.nodes())
         if offers or nodes:
-            raise Conflict(f"id: provider {seen.name!r} still has {offers} offers and {nodes} nodes", field="id")
+            has = f"{count_of(offers, 'offer')} and {count_of(nodes, 'node')}"
+            raise Conflict(f"id: provider {seen.name!r} still has {has}", field="id")
         write.delete_provider(seen.provider_id)
         write.add_notice(now, seen.workspace_id, "provider.deleted", seen.provider_id, {"name": seen.name})
         return {"object": "provider", "id": seen.provider_id, "deleted": True}

@@ -9,16 +9,19 @@ from starlette.responses import Response
 
 from nanopod.market.shape import to_schedule
 from nanopod.market.views import availability
-from nanopod.model.capacity import Sku
+from nanopod.model.capacity import Sku, SkuLife
 from nanopod.model.chain import Key
 from nanopod.model.errors import Invalid
 from nanopod.server.api.answers import answer
+from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.fields import time_of, words_of
+from nanopod.server.api.lifecycle import STABLE, STEPS, SkuChange, change_life
 from nanopod.server.api.pages import PAGING, cut, page_answer, page_of
 from nanopod.server.api.references import canonical, find_sku
 from nanopod.server.api.requirements import NUMBERS, PROPERTIES, Rule, matching, parse
 from nanopod.server.api.showing import ScheduleEntry, Summary, entries_of
+from nanopod.server.api.tenants import operator_only
 from nanopod.store.transaction import Transaction
 
 _UNITS: Final = (("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20))
@@ -43,6 +46,8 @@ class SkuAnswer(TypedDict):
     fungible: bool
     latency_class: Literal["lan", "wan"]
     lifecycle: Literal["stable", "deprecated", "deleted"]
+    deprecated_at: float | None
+    deleted_at: float | None
     region: str
     availability_zone: str
     accelerator: str
@@ -119,7 +124,7 @@ def display(name: str, value: Any) -> str:
     return str(value)
 
 
-def show_sku(sku: Sku) -> SkuAnswer:
+def show_sku(sku: Sku, life: SkuLife = STABLE) -> SkuAnswer:
     """A kind of node as the API shows it."""
     return {
         "object": "instance_sku",
@@ -130,10 +135,12 @@ def show_sku(sku: Sku) -> SkuAnswer:
             name: {"value": getattr(sku, name), "display_value": display(name, getattr(sku, name))}
             for name in PROPERTIES
         },
-        "audience_hint": "tolerant" if sku.latency_class == "wan" else "general",
+        "audience_hint": life.audience_hint or ("tolerant" if sku.latency_class == "wan" else "general"),
         "fungible": True,
         "latency_class": sku.latency_class,
-        "lifecycle": "stable",
+        "lifecycle": life.lifecycle,
+        "deprecated_at": life.deprecated_at,
+        "deleted_at": life.deleted_at,
         "region": sku.region,
         "availability_zone": sku.availability_zone,
         "accelerator": sku.accelerator,
@@ -160,16 +167,51 @@ def _rules(request: Request) -> tuple[Rule, ...]:
     return (*rules, *parse(request.query_params.get("requirements", "")))
 
 
+def _living(read: Transaction) -> list[Sku]:
+    """The kinds of nodes that are not deleted."""
+    lives = read.sku_lives()
+    return [sku for sku in read.skus() if lives.get(sku.sku_id, STABLE).lifecycle != "deleted"]
+
+
 async def list_skus(context: Context, request: Request, _key: Key) -> Response:
-    """The kinds of nodes, by id; every property is a filter."""
+    """The kinds of nodes, by id; every property is a filter. Deleted ones only with `lifecycle=deleted`."""
     page, rules = page_of(request, "isku_"), _rules(request)
-    found = matching(rules, await context.store.read(lambda read: read.skus()))
-    return page_answer(page, cut(page, found, lambda sku: sku.sku_id), show_sku, lambda sku: sku.sku_id)
+    wanted = words_of(request, "lifecycle", STEPS) or STEPS[:2]
+
+    def read(read: Transaction) -> tuple[list[Sku], dict[str, SkuLife]]:
+        lives = read.sku_lives()
+        return [sku for sku in read.skus() if lives.get(sku.sku_id, STABLE).lifecycle in wanted], lives
+
+    skus, lives = await context.store.read(read)
+    found = cut(page, matching(rules, skus), lambda sku: sku.sku_id)
+    return page_answer(
+        page, found, lambda sku: show_sku(sku, lives.get(sku.sku_id, STABLE)), lambda sku: sku.sku_id
+    )  # fmt: skip
+
+
+def _one(read: Transaction, reference: str) -> SkuAnswer:
+    sku = find_sku(read, reference, None)
+    return show_sku(sku, read.sku_lives().get(sku.sku_id, STABLE))
 
 
 async def get_sku(context: Context, request: Request, _key: Key) -> Response:
     """One kind of node by id, alias or resource path."""
-    return answer(show_sku(await context.store.read(lambda read: find_sku(read, request.path_params["id"], None))))
+    return answer(await context.store.read(lambda read: _one(read, request.path_params["id"])))
+
+
+async def change_sku(context: Context, request: Request, key: Key) -> Response:
+    """Name a kind of node, say whom it is for, deprecate it, delete it."""
+    change = await body_as(request, SkuChange)
+    now = context.clock()
+
+    def write(write: Transaction) -> SkuAnswer:
+        operator_only(write, key, "change a kind of node")
+        sku = find_sku(write, request.path_params["id"], None)
+        with context.desk.session(write, now) as market:
+            change_life(write, market, sku, change, now)
+        return _one(write, sku.sku_id)
+
+    return answer(await context.store.write(write))
 
 
 def _window(context: Context, request: Request) -> tuple[int, int]:
@@ -197,7 +239,7 @@ def _available(context: Context, sku: Sku, start: int, end: int) -> Availability
 async def list_availability(context: Context, request: Request, _key: Key) -> Response:
     """Nodes on offer per block, of every kind that fits the filters: the sum of resting asks."""
     rules, (start, end) = _rules(request), _window(context, request)
-    skus = matching(rules, await context.store.read(lambda read: read.skus()))
+    skus = matching(rules, await context.store.read(_living))
     shown: AvailabilityList = {
         "object": "list",
         "requested_at": int(context.clock()),
@@ -219,7 +261,7 @@ async def property_catalog(context: Context, _request: Request, _key: Key) -> Re
     """The properties of kinds of nodes, with the values that there are."""
 
     def read(read: Transaction) -> Catalog:
-        skus = read.skus()
+        skus = _living(read)
         return {"object": "instance_sku_property_catalog", "data": [_entry(name, skus) for name in PROPERTIES]}
 
     return answer(await context.store.read(read))
@@ -255,9 +297,17 @@ _TIMES: Final = (
 OPERATIONS: Final = (
     Operation(
         "GET", "/v1/instance_skus", list_skus, "List kinds of nodes", scope="read", answer=SkuAnswer, listed=True,
-        query=(*_FILTERS, *PAGING),
+        query=(
+            *_FILTERS,
+            Query("lifecycle", "Only these; stable and deprecated unless given.", repeated=True, values=STEPS),
+            *PAGING,
+        ),
     ),
     Operation("GET", "/v1/instance_skus/{id}", get_sku, "One kind of node", scope="read", answer=SkuAnswer),
+    Operation(
+        "PATCH", "/v1/instance_skus/{id}", change_sku, "Change a kind of node", body=SkuChange, answer=SkuAnswer,
+        errors=(403, 404, 409),
+    ),
     Operation(
         "GET", "/v1/instance_skus/availability", list_availability, "What is on offer", scope="read",
         answer=AvailabilityList, query=(*_FILTERS, *_TIMES),

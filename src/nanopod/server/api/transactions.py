@@ -55,11 +55,19 @@ def amount_of(entry: Entry, accounts: tuple[str, ...]) -> int:
     return (entry.amount if entry.credit in accounts else 0) - (entry.amount if entry.debit in accounts else 0)
 
 
-def show(found: Workspace, entry: Entry, settled: Settlement | None, balance: int | None) -> TransactionAnswer:
-    """An entry as the workspace sees it. Holds set money aside and move none."""
+def _freed(read: Transaction, entry: Entry) -> int:
+    """What a release gives back: the amount of the hold that it ends."""
+    held = read.ledger_entry(entry.transfer.pending_id) if entry.transfer.kind == "void" else None
+    return held[0].amount if held is not None else 0
+
+
+def show(
+    found: Workspace, entry: Entry, settled: Settlement | None, balance: int | None, freed: int = 0
+) -> TransactionAnswer:
+    """An entry as the workspace sees it. Holds set money aside, releases give it back; neither moves the balance."""
     asked = entry.transfer
     kind = "hold" if asked.kind == "pending" else "release" if asked.kind == "void" else asked.code
-    amount = 0 if asked.kind == "void" else amount_of(entry, accounts_of(found.workspace_id))
+    amount = freed if asked.kind == "void" else amount_of(entry, accounts_of(found.workspace_id))
     return {
         "id": f"{CURSOR}{entry.seq}",
         "object": "transaction",
@@ -93,11 +101,11 @@ def _rows(read: Transaction, found: Workspace, limit: int, **filters: Any) -> li
     if not rows:
         return []
     if filters["codes"]:
-        return [show(found, entry, settled, None) for entry, settled in rows]
+        return [show(found, entry, settled, None, _freed(read, entry)) for entry, settled in rows]
     shown: list[TransactionAnswer] = []
     balance = read.balance_through(accounts, rows[0][0])
     for entry, settled in rows:
-        shown.append(show(found, entry, settled, balance))
+        shown.append(show(found, entry, settled, balance, _freed(read, entry)))
         if entry.transfer.kind != "pending":
             balance -= amount_of(entry, accounts)
     return shown

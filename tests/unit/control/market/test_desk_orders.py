@@ -219,11 +219,11 @@ def test_what_keeps_a_capacity_from_being_deleted(stage: Stage) -> None:
     with pytest.raises(Invalid) as caught:
         stage.do(lambda market: market.delete_check("cap_ann"))
     for part in (
-        "1 active orders",
+        "1 active order",
         f"future allocation of {SKU}",
-        "1 active instances",
-        "1 deployments",
-        "1 procurements",
+        "1 active instance",
+        "1 deployment",
+        "1 procurement",
     ):
         assert part in caught.value.message
 

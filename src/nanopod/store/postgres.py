@@ -112,6 +112,9 @@ class PostgresStore(GroupStore):
         )  # fmt: skip
         raw.adapters.register_dumper(str, _Text)
         raw.execute(f"SET statement_timeout = {STATEMENT_S_MAX * 1000}; SET lock_timeout = {LOCKED_S_MAX * 1000}")
+        # Every statement here is short. A scan that the writer's planner avoids counts as dear enough to be compiled,
+        # which takes hundreds of times as long as running it.
+        raw.execute("SET jit = off")
         return raw
 
     def _open_writer(self, lock_until: float) -> None:

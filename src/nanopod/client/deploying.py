@@ -155,6 +155,7 @@ def build(app: Deployment) -> tuple[EndpointSpec, Bundle]:
         scale=scale_spec(app._settings),
         ttl_s=app.ttl,
         version_label=app.version_label,
+        asgi=tuple(app._asgi.values()),
     )
     return replace(spec, fingerprints=fingerprints(spec, bundle)), bundle
 
@@ -164,6 +165,8 @@ def fingerprints(spec: EndpointSpec, bundle: Bundle) -> Fingerprints:
     image = asdict(spec.image)
     installs = {part: image.pop(part) for part in ("pip_install", "apt_get", "runs", "copies")}
     code = {"module": spec.module, "functions": [asdict(function) for function in spec.functions], **installs}
+    if spec.asgi:
+        code["asgi"] = [asdict(mounted) for mounted in spec.asgi]
     scale = {**asdict(spec.scale), "ttl": spec.ttl_s}
     return Fingerprints(
         code=fingerprint.of_files(bundle.files, python=bundle.python, extra=code),

@@ -13,11 +13,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
 
 from nanopod.client import background
-from nanopod.model.endpoint import CALL_TIMEOUT_S, QUEUE_TIMEOUT_S, FunctionSpec
+from nanopod.client.options import Options
+from nanopod.model.endpoint import FunctionSpec
 from nanopod.model.errors import Invalid
 
 if TYPE_CHECKING:
@@ -26,39 +26,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-PARALLEL_REQUESTS: Final = 10
-"""What `allow_parallel_requests=True` means."""
-
-
-@dataclass(slots=True)
-class Options:
-    """What `@app.remote(...)` was given. Times in seconds; `concurrency` None: the default of its kind."""
-
-    concurrency: int | None = None
-    idempotent: bool = False
-    timeout: float = CALL_TIMEOUT_S
-    queue_timeout: float = QUEUE_TIMEOUT_S
-    max_queue_time: float = 30.0
-    priority: int = 0
-    workload: Callable[..., float] | None = None
-    wants_payload: bool = False
-    warned: bool = False
-
-    def check(self, name: str) -> None:
-        """Raise `Invalid` for an impossible option."""
-        if self.concurrency is not None and (type(self.concurrency) is not int or not 1 <= self.concurrency <= 10_000):
-            raise Invalid(f"{name}: concurrency is from 1 to 10000, not {self.concurrency!r}", field="concurrency")
-        for field in ("timeout", "queue_timeout", "max_queue_time"):
-            value = getattr(self, field)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 7 * 86_400:
-                raise Invalid(
-                    f"{name}: {field} is a number of seconds above 0 (at most a week), not {value!r}", field=field
-                )
-        if type(self.priority) is not int:
-            raise Invalid(f"{name}: priority is a whole number, not {self.priority!r}", field="priority")
-        if self.workload is not None and not callable(self.workload):
-            raise Invalid(f"{name}: workload_calculator is a function of the arguments", field="workload_calculator")
 
 
 class BoundFunction:
@@ -131,20 +98,9 @@ class BoundFunction:
 
     def spec(self, default_concurrency: int) -> FunctionSpec:
         """The plain value that travels."""
-        options, kind = self.options, self.kind()
-        asynchronous = kind in ("async", "async_generator")
         registered = self.app._app.functions.get(self.name)
         benchmark = registered is not None and bool(registered.benchmark_dataset or registered.benchmark_generator)
-        return FunctionSpec(
-            name=self.name,
-            kind=kind,  # type: ignore[arg-type]
-            concurrency=options.concurrency or (default_concurrency if asynchronous else 1),
-            idempotent=options.idempotent,
-            timeout_s=float(options.timeout),
-            queue_timeout_s=float(options.queue_timeout),
-            max_queue_time_s=float(options.max_queue_time),
-            benchmark=benchmark,
-        )
+        return self.options.spec(self.name, self.kind(), default_concurrency, benchmark=benchmark)
 
 
 class Blocking(Generic[P, R]):

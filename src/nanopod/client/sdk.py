@@ -18,8 +18,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from nanopod.client import config
-from nanopod.client.function import PARALLEL_REQUESTS, BoundFunction, Options, RemoteFunction, RemoteGenerator, kind_of
+from nanopod.client.function import BoundFunction, RemoteFunction, RemoteGenerator, kind_of
 from nanopod.client.image import Image
+from nanopod.client.options import Options, read_options
+from nanopod.client.registering import Registering
 from nanopod.client.source import Source, check_same, source_of
 from nanopod.model import registry
 from nanopod.model.errors import Invalid, NotReady
@@ -27,6 +29,7 @@ from nanopod.model.errors import Invalid, NotReady
 if TYPE_CHECKING:
     from nanopod.client.deploying import Plan
     from nanopod.client.local import LocalCloud
+    from nanopod.model.endpoint import AsgiSpec
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -37,10 +40,6 @@ MODES: Final[tuple[Mode, ...]] = ("local", "deploy", "client", "serve")
 _OPTIONS: Final = (
     "api_key", "ttl", "autoscaler_instance", "autoscaler_url", "webserver_url", "name", "tag", "version_label",
     "by_value",
-)  # fmt: skip
-_REMOTE_OPTIONS: Final = (
-    "benchmark_dataset", "benchmark_generator", "benchmark_runs", "workload_calculator", "allow_parallel_requests",
-    "max_queue_time", "concurrency", "timeout", "queue_timeout", "idempotent", "priority",
 )  # fmt: skip
 
 
@@ -60,7 +59,7 @@ def current_call() -> registry.CallContext | None:
     return registry.current.get()
 
 
-class Deployment:
+class Deployment(Registering):
     """A group of remote functions that are deployed, scaled and updated together."""
 
     _known: ClassVar[dict[str, Deployment]] = {}
@@ -98,6 +97,7 @@ class Deployment:
         self._mode = _mode_of_environment()
         self._app = registry.App(name or "")
         self._functions: dict[str, BoundFunction] = {}
+        self._asgi: dict[str, AsgiSpec] = {}
         self._source: Source | None = None
         self._image: Image | None = None
         self._settings: dict[str, Any] = {}
@@ -165,8 +165,9 @@ class Deployment:
         """Mark a function as remote; bare or with options.
 
         `benchmark_dataset` (list of dicts of arguments) or `benchmark_generator`, `benchmark_runs`,
-        `workload_calculator`, `concurrency` (or `allow_parallel_requests`), `max_queue_time`, `timeout`,
-        `queue_timeout`, `idempotent`, `priority`. Times are seconds.
+        `benchmark_weight`, `workload_calculator`, `concurrency` (or `allow_parallel_requests`), `max_queue_time`,
+        `timeout`, `queue_timeout`, `deadline`, `idempotent`, `priority`, `retries`, `batch`, `cache_ttl`, `schedule`,
+        `web`, `auth`, `on_preempt`, `kill_on_cancel`. Times are seconds.
         """
         if f is None:
             return lambda function: self._add(function, options)
@@ -266,16 +267,11 @@ class Deployment:
         registry.apps[self.name] = self._app
 
     def _add(self, function: Callable[..., Any], options: dict[str, Any]) -> Any:
-        registered, made = _read_options(function, options)
+        registered, made = read_options(function, options, kind_of(function))
         name = function.__name__
         if name in self._functions and self._functions[name].function is not None:
             raise Invalid(f"there are two remote functions called {name}; rename one", field=name)
-        if self._mode != "serve":
-            source = source_of(function)
-            if self._source is not None:
-                check_same(self._source, source, name)
-            self._source = self._source or source
-        self._bind_name(function)
+        self._note_source(function)
         bound = BoundFunction(self, name, function, made)
         self._functions[name] = bound
         registered.spec = bound.spec(1)
@@ -285,6 +281,17 @@ class Deployment:
             function.__dict__["local"] = function
             return function
         return RemoteGenerator(bound) if "generator" in registered.spec.kind else RemoteFunction(bound)
+
+    def _note_source(self, target: Any) -> None:
+        """Bind the deployment to the file of `target`; only objects that have code say where they are from."""
+        if not hasattr(target, "__code__"):
+            return
+        if self._mode != "serve":
+            source = source_of(target)
+            if self._source is not None:
+                check_same(self._source, source, target.__name__)
+            self._source = self._source or source
+        self._bind_name(target)
 
     def _bind_name(self, function: Callable[..., Any]) -> None:
         if self._app.name:
@@ -365,37 +372,6 @@ def _check_context(cls: Any, taken: dict[str, bool]) -> None:
                 f"set the class attribute nanopod_{word} instead",
                 field=word,
             )
-
-
-def _read_options(function: Callable[..., Any], given: dict[str, Any]) -> tuple[registry.RegisteredFunction, Options]:
-    name = function.__name__
-    for option in given:
-        if option not in _REMOTE_OPTIONS:
-            near = difflib.get_close_matches(option, _REMOTE_OPTIONS, 1)
-            advice = f"did you mean {near[0]}?" if near else f"there are {', '.join(_REMOTE_OPTIONS)}"
-            raise TypeError(f"@app.remote of {name} has no option {option!r}; {advice}")
-    parallel = bool(given.get("allow_parallel_requests"))
-    options = Options(
-        concurrency=given.get("concurrency", PARALLEL_REQUESTS if parallel else None),
-        workload=given.get("workload_calculator"),
-        **{
-            key: given[key]
-            for key in ("max_queue_time", "timeout", "queue_timeout", "idempotent", "priority")
-            if given.get(key) is not None
-        },
-    )
-    options.check(name)
-    dataset, generator, runs = (given.get(f"benchmark_{word}") for word in ("dataset", "generator", "runs"))
-    if dataset is not None and not (isinstance(dataset, list) and all(isinstance(row, dict) for row in dataset)):
-        raise Invalid(f"{name}: benchmark_dataset is a list of dicts of arguments", field="benchmark_dataset")
-    if generator is not None and not callable(generator):
-        raise Invalid(f"{name}: benchmark_generator is a function that makes a dict", field="benchmark_generator")
-    if runs is not None and (type(runs) is not int or not 1 <= runs <= 1000):
-        raise Invalid(f"{name}: benchmark_runs is from 1 to 1000, not {runs!r}", field="benchmark_runs")
-    from nanopod.model.endpoint import FunctionSpec
-
-    spec = FunctionSpec(name=name, kind=cast(Any, kind_of(function)))
-    return registry.RegisteredFunction(spec, function, dataset, generator, runs or 10, options.workload), options
 
 
 def _inside(functions: dict[str, BoundFunction]) -> bool:

@@ -15,6 +15,7 @@ from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Gateways, Reads, Secrets, Store
 from nanopod.control.telling import notice_of
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
+from nanopod.model.endpoint import CALL_TIMEOUT_S
 from nanopod.model.errors import NanopodError
 from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
 
@@ -56,7 +57,8 @@ def route_row(
         created_at=int(endpoint.created_at),
         phase_text=phase_text(endpoint, deployment, instances, live),
         failure=endpoint.failure if failed else None,
-        **({"timeout_s": max(timeouts)} if timeouts else {}),
+        timeout_s=max(timeouts, default=CALL_TIMEOUT_S),
+        asgi=spec.asgi,
     )
 
 

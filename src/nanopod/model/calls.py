@@ -15,6 +15,8 @@ from typing import Final
 
 import msgspec
 
+from nanopod.model.endpoint import RetrySpec
+
 SUBPROTOCOL: Final = "nanopod.1"
 PROTOCOL: Final = 1
 FRAME_BYTES_MAX: Final = 1 << 20
@@ -24,6 +26,7 @@ INLINE_BYTES_MAX: Final = 32 << 20
 """Largest payload of one call or result."""
 ITEM_WINDOW: Final = 64
 """Generator items a worker may send beyond what the caller has taken."""
+DEPTH_MAX: Final = 16
 
 _LENGTH: Final = Packer(">I")
 
@@ -33,6 +36,8 @@ class Usage(msgspec.Struct, frozen=True, omit_defaults=True):
 
     run_us: int = 0
     queue_us: int = 0
+    cost_micro: int = 0
+    """Micro-dollars, when the gateway knows the price."""
 
 
 class Frame(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
@@ -69,6 +74,21 @@ class Call(Frame, frozen=True, tag="call"):
     priority: int = 0
     size: int = 0
     """Bytes of the whole payload; more than this frame holds means Part frames follow."""
+    deadline_at: float = 0.0
+    """Unix seconds: a call that has not started by then is dropped with `CallTimeout`; 0: no deadline."""
+    retries: RetrySpec | None = None
+    """Overrides the function's own; None: as the function says."""
+    session: str = ""
+    """Run on the worker that this session is pinned to."""
+    route_key: str = ""
+    """Prefer a worker that had this key before (`with_options(model=...)`)."""
+    parent: bytes = b""
+    """The call that makes this one, when it comes from inside a worker: its slot is lent while it waits."""
+    depth: int = 0
+    """How many calls are above this one; at most `DEPTH_MAX`."""
+    on_behalf: str = ""
+    """Key id to meter for; believed only of the server's own keys (scope `internal`)."""
+    traceparent: str = ""
 
 
 class Part(Frame, frozen=True, tag="part"):
@@ -103,6 +123,8 @@ class Error(Frame, frozen=True, tag="error"):
     started: bool | None = None
     attempt: int = 1
     retry_after_s: float | None = None
+    types: list[str] = []
+    """Names of the exception's classes, its own first, as `module.qualname`; for retry policies."""
 
 
 class Item(Frame, frozen=True, tag="item"):
@@ -143,7 +165,35 @@ class Log(Frame, frozen=True, tag="log"):
     line: str = ""
 
 
-Header = Hello | Welcome | Call | Part | State | Result | Error | Item | End | Credit | Cancel | Ack | Log
+class SessionOpen(Frame, frozen=True, tag="session_open"):
+    """Pin a session to a worker; `id` is the client's 128-bit id of this request. Answered by SessionState or Error."""
+
+    endpoint: str = ""
+    lifetime_s: float = 60.0
+    """The session ends when no call came for so long."""
+    on_close: str = ""
+    """A function of the endpoint to call on that worker when the session ends; its payload is (args, kwargs)."""
+    wait_s: float = 900.0
+
+
+class SessionState(Frame, frozen=True, tag="session"):
+    """The session is open, and where."""
+
+    session: str = ""
+    worker: str = ""
+    lifetime_s: float = 60.0
+
+
+class SessionClose(Frame, frozen=True, tag="session_close"):
+    """End the session now; answered by SessionState with no worker."""
+
+    session: str = ""
+
+
+Header = (
+    Hello | Welcome | Call | Part | State | Result | Error | Item | End | Credit | Cancel | Ack | Log
+    | SessionOpen | SessionState | SessionClose
+)  # fmt: skip
 
 _encoder: Final = msgspec.msgpack.Encoder()
 _decoder: Final = msgspec.msgpack.Decoder(Header)

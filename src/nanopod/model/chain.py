@@ -48,6 +48,13 @@ class Endpoint:
     created_at: float
     updated_at: float
     deleted_at: float | None
+    stable_revision_id: str = ""
+    """While a canary runs: the revision that gets the other calls. "": there is no canary."""
+    canary_percent: int = 0
+    canary_at: float | None = None
+    """When the canary had its first ready worker."""
+    canary_state: str = ""
+    """What is known of the canary's calls, as JSON; "": nothing yet."""
 
     @property
     def full_name(self) -> str:
@@ -69,6 +76,9 @@ class Revision:
     healthy_at: float | None
     """When a worker of it became ready first."""
     created_at: float
+    version_label: str = ""
+    state: str = ""
+    """`rolled_back` or "": what became of it by a decision."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,87 @@ Stage = Literal["bundle", "environment", "import", "context", "benchmark", "engi
 
 
 @dataclass(frozen=True, slots=True)
+class RetrySpec:
+    """How a failed call is tried again: after `uniform(0, min(cap_s, initial_s * backoff**n))` seconds with jitter.
+
+    `on` holds class names; one matches when any class in the exception's MRO has it, with or without its module.
+    """
+
+    max: int = 0
+    """Tries after the first."""
+    initial_s: float = 1.0
+    backoff: float = 2.0
+    cap_s: float = 60.0
+    jitter: bool = True
+    on: tuple[str, ...] = ("WorkerLost", "QueueTimeout")
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleSpec:
+    """When a function starts by itself: a cron line in a time zone, or every `period_s` seconds."""
+
+    cron: str = ""
+    tz: str = "UTC"
+    period_s: float = 0.0
+    catch_up: bool = True
+    """A tick that was missed (nothing ran then) starts once, later; False skips it."""
+
+
+@dataclass(frozen=True, slots=True)
+class WebSpec:
+    """A function behind an HTTP path below the endpoint's own."""
+
+    method: str
+    path: str
+    auth: Literal["key", "public"] = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class AsgiSpec:
+    """An ASGI application mounted at `path` below the endpoint's own; `name` is what the code registered it under."""
+
+    name: str
+    path: str = "/"
+    auth: Literal["key", "public"] = "key"
+    concurrency: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class SecretRef:
+    """A secret whose pairs become environment variables of the workers. Version 0 in a request means the newest."""
+
+    name: str
+    version: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeMount:
+    """A volume (`volume` is its name) or a bucket (`bucket` is a URL) at `path` of the worker's file system."""
+
+    path: str
+    volume: str = ""
+    bucket: str = ""
+    read_only: bool = False
+    size_gb: float = 0.0
+    region: str = ""
+    secret: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutSpec:
+    """How a new revision takes over. `canary_percent` 0: rolling, all of it, as its workers become ready."""
+
+    canary_percent: int = 0
+    bake_s: float = 300.0
+    """How long a canary runs before it is promoted by itself; 0: only by hand."""
+    auto_rollback: bool = True
+    max_error_percent: float = 5.0
+    """A canary whose share of failed calls is this much above the stable revision's is rolled back."""
+    min_calls: int = 20
+    """Calls of the canary before its errors are judged."""
+
+
+@dataclass(frozen=True, slots=True)
 class FunctionSpec:
     """One `@app.remote` function as the gateway and the worker need to know it."""
 
@@ -39,6 +120,17 @@ class FunctionSpec:
     queue_timeout_s: float = QUEUE_TIMEOUT_S
     max_queue_time_s: float = 30.0
     benchmark: bool = False
+    batch_max: int = 0
+    """Calls that may run as one batch; 0: the function takes one call at a time. `concurrency` counts calls."""
+    batch_wait_ms: float = 0.0
+    """How long the first call of a batch waits for others while a batch runs."""
+    retries: RetrySpec | None = None
+    on_preempt: Literal["fail", "retry"] = "fail"
+    kill_on_cancel: bool = False
+    cache_ttl_s: float | None = None
+    priority: int = 0
+    schedule: ScheduleSpec | None = None
+    web: WebSpec | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +151,10 @@ class ImageSpec:
     ports: tuple[tuple[int, str], ...] = ((3000, "tcp"),)
     query: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Hardware requirements in wire units: {column: {op: value}}."""
+    prefer: tuple[Mapping[str, Mapping[str, Any]], ...] = ()
+    """Further requirements, best first: the first one that some capacity can meet is used."""
+    secrets: tuple[SecretRef, ...] = ()
+    volumes: tuple[VolumeMount, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +174,12 @@ class ScaleSpec:
     `min_load` to be 0."""
     target_concurrency: float | None = None
     """Requests in flight that one worker should have; None: what its slots allow, times `target_util`."""
+    spot: bool = True
+    """Workers may run on reclaimable time; False: on time that is held only."""
+    on_demand_fallback: float = 0.0
+    """Share of the workers (0 to 1) that is moved to held time while reclaimable time cannot be had."""
+    max_price: float | None = None
+    """Most that an hour of a node may cost, in US dollars; None: the cluster's limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +228,10 @@ class EndpointSpec:
     fingerprints: Fingerprints = Fingerprints()
     serializer: Literal["native", "pickle"] = "native"
     isolation: str = "process"
+    asgi: tuple[AsgiSpec, ...] = ()
+    rollout: RolloutSpec = RolloutSpec()
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprint of each bundled file, so that a plan can name what differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +267,8 @@ class InstanceSpec:
     """For `app.kind == "machine"`: what to run, base64; see `model.chain.Template`."""
     image_sha256: str = ""
     """For `app.kind == "machine"`: the root file system to unpack (a blob); "": the machine's own system."""
+    url: str = ""
+    """Where code on the worker reaches its own cloud (`NANOPOD_URL` there); "": nowhere. Its key is the join token."""
 
 
 @dataclass(frozen=True, slots=True)

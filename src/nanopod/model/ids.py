@@ -34,6 +34,13 @@ PREFIXES: Final[dict[str, str]] = {
     "event": "evnt_",
     "exec": "exec_",
     "invoice": "inv_",
+    "call": "call_",
+    "schedule": "schd_",
+    "secret": "sec_",
+    "volume": "vol_",
+    "dict": "dict_",
+    "queue": "queue_",
+    "session": "sess_",
 }
 ALIASES: Final[dict[str, str]] = {
     "pool_": "cap_",

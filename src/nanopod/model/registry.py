@@ -27,6 +27,9 @@ class RegisteredFunction:
     benchmark_generator: Callable[[], dict[str, Any]] | None = None
     benchmark_runs: int = 10
     workload: Callable[..., float] | None = None
+    benchmark_weight: float = 1.0
+    owner: type | None = None
+    """The class that a method of `@app.cls` belongs to; its object is the class's entered context."""
 
 
 @dataclass(slots=True)
@@ -48,6 +51,20 @@ class App:
     functions: dict[str, RegisteredFunction] = field(default_factory=dict)
     contexts: dict[type, RegisteredContext] = field(default_factory=dict)
     entered: dict[type, Any] = field(default_factory=dict)
+    asgi: dict[str, Callable[[], Any]] = field(default_factory=dict)
+    """Makers of ASGI applications, by name."""
+    on_preempt: list[Callable[..., Any]] = field(default_factory=list)
+    """Called (or awaited) with a `Notice` when the worker is going to be taken away."""
+    healthcheck: Callable[..., Any] | None = None
+    """Called (or awaited) every few seconds; raising, or returning False, ends the worker."""
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """What `@app.on_preempt` is told: until when (Unix seconds), and why."""
+
+    deadline: float
+    reason: str
 
 
 apps: dict[str, App] = {}
@@ -64,6 +81,10 @@ class CallContext:
     function: str = ""
     timeout_s: float = 0.0
     cancelled: bool = False
+    route_key: str = ""
+    """What the caller gave as `model=`."""
+    session: str = ""
+    depth: int = 0
 
 
 current: ContextVar[CallContext | None] = ContextVar("nanopod_current_call", default=None)

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from nanopod.model.capacity import Node, Sku
-from nanopod.model.endpoint import Failure, FunctionSpec, InstanceSpec, ObservedInstance
+from nanopod.model.endpoint import AsgiSpec, Failure, FunctionSpec, InstanceSpec, ObservedInstance
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
@@ -51,6 +51,12 @@ class RouteRow(msgspec.Struct, frozen=True):
     """What a waiting caller is told, such as `starting 1 worker`."""
     failure: Failure | None = None
     """Set when no worker of the current revision can start: waiting calls fail with it at once."""
+    canary_revision_id: str = ""
+    """A revision that gets `canary_percent` of the calls while `revision_id` gets the rest; "": none."""
+    canary_percent: int = 0
+    asgi: tuple[AsgiSpec, ...] = ()
+    price_micro_per_s: float = 0.0
+    """What a second of one worker costs, in micro-dollars; 0: not known."""
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -112,6 +118,8 @@ class EndpointSample(msgspec.Struct, frozen=True, array_like=True):
     parked: int
     in_flight: int
     workload: float = 0.0
+    revisions: dict[str, tuple[int, int]] = {}
+    """{revision id: (calls that ended, those of them that failed)} in this second."""
 
 
 class Samples(Message, frozen=True, tag="samples"):
@@ -295,8 +303,23 @@ class ExecExit(Message, frozen=True, tag="exec_exit"):
     error: str = ""
 
 
+class SecretQuery(Message, frozen=True, tag="secret_query"):
+    """The agent asks for what an instance's secrets hold, just before it starts."""
+
+    request_id: str
+    instance_id: str
+
+
+class SecretValues(Message, frozen=True, tag="secret_values"):
+    """The environment variables of its secrets; `error` names what is missing."""
+
+    request_id: str
+    env: dict[str, str] = {}
+    error: str = ""
+
+
 AnyMessage = (
     GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
     | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
-    | LogQuery | LogPage | ExecStart | ExecInput | ExecOutput | ExecExit
+    | SecretQuery | SecretValues | LogQuery | LogPage | ExecStart | ExecInput | ExecOutput | ExecExit
 )  # fmt: skip

@@ -52,6 +52,10 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         created_at=row.created_at,
         updated_at=row.updated_at,
         deleted_at=row.deleted_at,
+        stable_revision_id=row.stable_revision_id,
+        canary_percent=row.canary_percent,
+        canary_at=row.canary_at,
+        canary_state=row.canary_state,
     )
 
 
@@ -65,6 +69,8 @@ def _revision(row: Row[Any]) -> Revision:
         failure=failure_of(row.failure) if row.failure else None,
         healthy_at=row.healthy_at,
         created_at=row.created_at,
+        version_label=row.version_label,
+        state=row.state,
     )
 
 

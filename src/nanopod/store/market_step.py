@@ -47,7 +47,7 @@ def market_step(connection: Connection) -> None:
     It may find a part done already: every piece looks first.
     """
     for table in _GROWN:
-        _add_columns(connection, table)
+        add_columns(connection, table)
     if "by_sku" in _columns(connection, schema.capacity):
         connection.exec_driver_sql("ALTER TABLE capacity DROP COLUMN by_sku")
     if "template_id" not in _columns(connection, schema.deployment):
@@ -67,7 +67,8 @@ def _columns(connection: Connection, table: Table) -> set[str]:
     return {column["name"] for column in inspect(connection).get_columns(table.name)}
 
 
-def _add_columns(connection: Connection, table: Table) -> None:
+def add_columns(connection: Connection, table: Table) -> None:
+    """Add the columns of `table` that the database lacks; each has a default."""
     known = _columns(connection, table)
     for column in table.columns:
         if column.name not in known:

@@ -134,6 +134,10 @@ endpoint: Final = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     Column("deleted_at", Float),
+    Column("stable_revision_id", String, nullable=False, server_default=""),
+    Column("canary_percent", Integer, nullable=False, server_default="0"),
+    Column("canary_at", Float),
+    Column("canary_state", Text, nullable=False, server_default=""),
 )
 Index(
     "endpoint_name",
@@ -157,6 +161,8 @@ revision: Final = Table(
     _json("failure", nullable=True),
     Column("healthy_at", Float),
     Column("created_at", Float, nullable=False),
+    Column("version_label", String, nullable=False, server_default=""),
+    Column("state", String, nullable=False, server_default=""),
     Index("revision_endpoint", "endpoint_id", "number", unique=True),
 )
 

@@ -129,9 +129,11 @@ def busy(stage: Stage, instance: str) -> bool:
 
 @pytest.mark.parametrize("at", [0, 1, 20, 39])
 def test_killed_worker_is_not_seen_by_the_caller(stage: Stage, at: int) -> None:
-    workers = two(stage)
+    workers = two(stage, 0.03)
     streams = [Stream(stage, seed=seed, max_tokens=40, n=2) for seed in range(6)]
-    until(lambda: all(s.data.count(b'"delta": {"content": "') >= 2 * at for s in streams[:1]), what="tokens")
+    # Near the end the first stream alone is waited for: the others may be over when the last of them is that far.
+    waited = streams if at < 30 else streams[:1]
+    until(lambda: all(s.data.count(b'"delta": {"content": "') >= 2 * at for s in waited), what="tokens")
     workers["inst_1"].kill()
     for seed, stream in enumerate(streams):
         whole(stream, seed, 40, 2)
@@ -141,7 +143,8 @@ def test_killed_worker_is_not_seen_by_the_caller(stage: Stage, at: int) -> None:
     )
     assert [r.completion_tokens for r in finals] == [80] * 6
     assert {r.moves for r in finals} <= {0, 1}
-    if at:
+    if 0 < at < 30:
+        # Every stream had tokens and none was near its end: those of the killed worker moved.
         assert {r.moves for r in finals} == {0, 1}
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import subprocess
@@ -48,6 +49,18 @@ async def drive(call: Callable[[int], Awaitable[Any]], callers: int, seconds: fl
     return percentile(times, 0.5), len(times) / (clock() - begin)
 
 
+async def drive_map(function: Any, seconds: float) -> float:
+    """Results per second of `function.map` over as many items as take about that long."""
+    clock = time.perf_counter
+    begin, count = clock(), 0
+    async with function.map(itertools.count()) as results:
+        async for _ in results:
+            count += 1
+            if count % 64 == 0 and clock() - begin >= seconds:
+                break
+    return count / (clock() - begin)
+
+
 async def measure(echo_port: int, repeats: int, seconds: float) -> list[dict[str, Any]]:
     """Interleave echo and product at 1 and 32 callers; runs in the load process."""
     import aiohttp
@@ -69,9 +82,8 @@ async def measure(echo_port: int, repeats: int, seconds: float) -> list[dict[str
             for _ in range(repeats):
                 echo_p50, echo_rate = await drive(echo, callers, seconds)
                 call_p50, call_rate = await drive(square, callers, seconds)
-                rows.append(
-                    {"c": callers, "echo_p50": echo_p50, "echo_rate": echo_rate, "p50": call_p50, "rate": call_rate}
-                )
+                row = {"c": callers, "echo_p50": echo_p50, "echo_rate": echo_rate, "p50": call_p50, "rate": call_rate}
+                rows.append({**row, "map_rate": await drive_map(square, seconds) if callers > 1 else 0.0})
     return rows
 
 
@@ -112,6 +124,11 @@ def run(*, quick: bool = False) -> Iterator[Figure]:
         bar_p50, bar_rate = ("<= 1.5", "") if callers == 1 else ("", ">= 1.0")
         yield Figure(f"remote_call_p50_vs_echo_c{callers}", p50, "ratio", yardstick, bar_p50, detail)
         yield Figure(f"remote_call_rate_vs_echo_c{callers}", rate, "ratio", yardstick, bar_rate, detail)
+    mapped = [row for row in rows if row["map_rate"]]
+    yield Figure(
+        "remote_map_rate_vs_echo_c32", median([row["map_rate"] / row["echo_rate"] for row in mapped]), "ratio",
+        yardstick, ">= 0.6", {"map_rate": round(median([row["map_rate"] for row in mapped]), 1)},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -81,9 +81,9 @@ class Api:
                 return
             cursor = following
 
-    def upload(self, digest: str, data: bytes) -> bool:
-        """Put a blob in the store unless it is there; True when bytes were sent."""
-        path = f"/v1/blobs/{digest}"
+    def upload(self, digest: str, data: bytes, path: str = "/v1/blobs/") -> bool:
+        """Put a blob in the store behind `path` unless it is there; True when bytes were sent."""
+        path += digest
         status, _, _ = self._send("HEAD", path, None, {})
         if status < 300:
             return False

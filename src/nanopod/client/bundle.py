@@ -33,26 +33,38 @@ class Bundle:
     data: bytes
     digest: str
     files: Mapping[str, bytes]
-    """By path in the archive, config.json excepted."""
+    """By path in the archive, config.json excepted. A pickle, which is never the same twice, is described instead."""
     python: tuple[str, ...]
     """Those of `files` that are the deployment's own Python code."""
 
 
 def make_bundle(source: Source, *, name: str, config: Mapping[str, Any], copies: Sequence[tuple[str, str]]) -> Bundle:
     """Read and pack everything. Raises `Invalid` for missing files, paths that lead out, and bundles above 256 MiB."""
-    code = dict(_code(source))
-    files = {**code, **dict(_copied(copies, source.file.parent))}
+    entry = source.file.relative_to(source.directory) if source.root is not None else Path(f"{source.module}.py")
+    head = {"name": name, "module": source.module, "entry": entry.as_posix(), **config}
+    return assemble(dict(_code(source)), head, copies, source.file.parent)
+
+
+def assemble(
+    code: Mapping[str, bytes],
+    head: Mapping[str, Any],
+    copies: Sequence[tuple[str, str]],
+    base: Path,
+    compared: Mapping[str, bytes] | None = None,
+) -> Bundle:
+    """Pack code with copied files, whose paths begin at `base`. `compared`: what stands for `code` in fingerprints."""
+    copied = dict(_copied(copies, base))
+    files = {**code, **copied}
     if len(files) > FILES_MAX:
         raise Invalid(f"the bundle would hold {len(files)} files; at most {FILES_MAX}: copy a smaller directory")
-    entry = source.file.relative_to(source.directory) if source.root is not None else Path(f"{source.module}.py")
-    head = {"format": FORMAT, "name": name, "module": source.module, "entry": entry.as_posix(), **config}
-    data = pack({**files, "config.json": json.dumps(head, sort_keys=True, indent=1).encode()})
+    data = pack({**files, "config.json": json.dumps({"format": FORMAT, **head}, sort_keys=True, indent=1).encode()})
     if len(data) > BYTES_MAX:
         raise Invalid(
             f"the bundle is {len(data) >> 20} MiB; at most {BYTES_MAX >> 20} MiB: load large files at run time"
         )
     python = tuple(sorted(path for path in code if path.endswith(".py")))
-    return Bundle(data, hashlib.sha256(data).hexdigest(), files, python)
+    shown = files if compared is None else {**compared, **copied}
+    return Bundle(data, hashlib.sha256(data).hexdigest(), shown, python)
 
 
 def pack(files: Mapping[str, bytes]) -> bytes:

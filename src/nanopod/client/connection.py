@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
+import threading
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from nanopod.model import calls, websocket
@@ -124,8 +126,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Send the handshake."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # No check by its class: other event loops have transports of their own.
+        self._transport = transport = cast("asyncio.Transport", transport)
         transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in (socket.AF_INET, socket.AF_INET6):
@@ -236,3 +238,26 @@ def unreachable(url: str, error: BaseException | None, waited_s: float) -> NoCap
         f"cannot reach the nanopod server at {url} (tried for {waited_s:.0f} s{why}); is it up? See: nanopod status",
         retry_after_s=5.0,
     )
+
+
+def mask_fast() -> None:
+    """Let websockets mask large payloads with numpy, if it can be had; it is loaded beside whatever runs now."""
+    global _asked_numpy
+    if _asked_numpy:
+        return
+    _asked_numpy = True
+
+    def load() -> None:
+        try:
+            import numpy
+        except ImportError:
+            return
+        websocket.mask_with(numpy)
+
+    if "numpy" in sys.modules:
+        load()
+    else:
+        threading.Thread(target=load, name="nanopod-numpy", daemon=True).start()
+
+
+_asked_numpy = False

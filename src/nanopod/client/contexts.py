@@ -70,8 +70,19 @@ async def iterate_local(function: Callable[..., Any], app: App, args: tuple[Any,
         yield item
 
 
-def call_local(function: Callable[..., Any], app: App, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Any function: a coroutine or async generator of asynchronous ones, else the value."""
+def call_local(
+    function: Callable[..., Any],
+    app: App,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    owner: type | None = None,
+) -> Any:
+    """Any function: a coroutine or async generator of asynchronous ones, else the value.
+
+    `owner` is the class of a method: it is entered here first, and its object is `self`.
+    """
+    if owner is not None:
+        args = (entered(app, owner), *args)
     if inspect.iscoroutinefunction(function):
         return run_local(function, app, args, kwargs)
     if inspect.isasyncgenfunction(function):

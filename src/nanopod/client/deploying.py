@@ -9,12 +9,13 @@ import threading
 import time
 import warnings
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nanopod.client import config, fingerprint
+from nanopod.client import comparing, config, fingerprint
 from nanopod.client.api import Api, segment
 from nanopod.client.autoscaling import scale_spec
-from nanopod.client.bundle import Bundle, make_bundle
+from nanopod.client.bundle import Bundle, assemble, make_bundle
 from nanopod.client.config import Target
 from nanopod.client.image import Image
 from nanopod.client.query import Query
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from nanopod.client.sdk import Deployment
 
 HEARTBEAT_S_MAX: Final = 60.0
+NAMED_FILES_MAX: Final = 300
+"""Of a larger bundle a plan does not say which files differ."""
 SPREAD_S_MAX: Final = 3.0
 """A deployment that was just made is known to every gateway after this time."""
 TIER_NAMES: Final = ("nothing to do", "settings only", "code, rolling", "image, rolling", "new endpoint")
@@ -40,12 +43,19 @@ class Plan:
     changed: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
     endpoint: str = ""
+    differences: tuple[str, ...] = ()
+    """The first line that differs in each file, as `path:line: - old + new`."""
+    workers: tuple[str, ...] = ()
+    """Ids of the workers that would be updated or replaced."""
 
     def __str__(self) -> str:
         lines = [f"{self.endpoint}: {self.action} (tier {self.tier}: {TIER_NAMES[min(self.tier, 4)]})"]
         if self.changed:
             lines.append(f"  changed  {', '.join(self.changed)}")
         lines += [f"  why      {reason}" for reason in self.reasons]
+        lines += [f"  differs  {difference}" for difference in self.differences]
+        if self.workers:
+            lines.append(f"  workers  {len(self.workers)} affected: {', '.join(self.workers)}")
         return "\n".join(lines)
 
 
@@ -61,9 +71,17 @@ def make_ready(app: Deployment) -> None:
         _check_complete(app)
         spec, bundle = build(app)
         target = _target(app)
-        answer = send(Api(target), spec, bundle)
-        app._endpoint = answer.get("endpoint", {})
-        app._last_plan = plan_of(answer, f"{app.name}:{app.tag}")
+        older = None
+        if app.mode == "deploy" and comparing.was_merely_imported(app):
+            older = comparing.is_older(Api(target), app, spec, body_of(spec))
+        if older is not None:
+            app._endpoint = older
+        else:
+            if app._image is not None:
+                app._image.provide(Api(target), f"{app.name}.{app.tag}")
+            answer = send(Api(target), spec, bundle)
+            app._endpoint = answer.get("endpoint", {})
+            app._last_plan = plan_of(answer, f"{app.name}:{app.tag}")
     endpoint = str(app._endpoint.get("id") or f"{app.name}:{app.tag}")
     app._route = Route(target.url, target.key, endpoint, time.monotonic() + SPREAD_S_MAX)
     if app.ttl is not None:
@@ -73,9 +91,12 @@ def make_ready(app: Deployment) -> None:
 def plan(app: Deployment) -> Plan:
     """The server's answer to `would this change anything`. Raises `Invalid` as deploying would."""
     _check_complete(app)
-    spec, _ = build(app)
-    answer = Api(_target(app)).post("/v1/endpoints", body_of(spec), dry_run=1)
-    return plan_of(answer, f"{app.name}:{app.tag}")
+    spec, bundle = build(app)
+    api = Api(_target(app))
+    answer = api.post("/v1/endpoints", body_of(spec), dry_run=1)
+    found = plan_of(answer, f"{app.name}:{app.tag}")
+    files = [str(path) for path in answer.get("files") or ()]
+    return replace(found, differences=tuple(comparing.first_differences(api, answer.get("endpoint"), files, bundle)))
 
 
 def plan_of(answer: dict[str, Any], endpoint: str) -> Plan:
@@ -86,12 +107,18 @@ def plan_of(answer: dict[str, Any], endpoint: str) -> Plan:
         changed=tuple(map(str, answer.get("changed") or ())),
         reasons=tuple(map(str, answer.get("reasons") or ())),
         endpoint=endpoint,
+        workers=tuple(map(str, answer.get("workers") or ())),
     )
 
 
 def fetch(app: Deployment) -> dict[str, Any]:
     """The endpoint object of a deployment."""
     return _get(Api(_target(app)), app)
+
+
+def delete(app: Deployment, endpoint: str) -> None:
+    """Delete an endpoint; calls that run finish first. Raises `NotFound`."""
+    Api(_target(app)).delete(f"/v1/endpoints/{segment(endpoint)}")
 
 
 def wait_ready(app: Deployment, timeout_s: float) -> None:
@@ -138,10 +165,9 @@ def failure_of(failure: dict[str, Any], name: str) -> DeploymentFailed:
 
 def build(app: Deployment) -> tuple[EndpointSpec, Bundle]:
     """The spec and the bundle of a deployment, with its fingerprints. Raises `Invalid` for files that are missing."""
-    assert app._source is not None, "checked before"
     image = app._image or Image()
-    whole = image.spec()
-    bundle = make_bundle(app._source, name=app.name, config=image.bundle_config(), copies=image.copies)
+    whole = image.spec(f"{app.name}.{app.tag}")
+    bundle, module = _bundle(app, image)
     sent = _local_image(whole) if app.mode == "local" else whole
     widths = [getattr(cls, "nanopod_concurrency", 1) for cls in app._app.contexts]
     spec = EndpointSpec(
@@ -149,15 +175,31 @@ def build(app: Deployment) -> tuple[EndpointSpec, Bundle]:
         tag=app.tag,
         bundle=bundle.digest,
         bundle_bytes=len(bundle.data),
-        module=app._source.module,
+        module=module,
         functions=tuple(bound.spec(max([1, *widths])) for bound in app._functions.values()),
         image=sent,
         scale=scale_spec(app._settings),
         ttl_s=app.ttl,
         version_label=app.version_label,
+        serializer=app.serializer,
         asgi=tuple(app._asgi.values()),
+        rollout=app._rollout,
+        files=fingerprint.of_each(bundle.files, python=bundle.python) if len(bundle.files) <= NAMED_FILES_MAX else {},
     )
     return replace(spec, fingerprints=fingerprints(spec, bundle)), bundle
+
+
+def _bundle(app: Deployment, image: Image) -> tuple[Bundle, str]:
+    """(bundle, name of the module that a worker imports)."""
+    if not app.by_value:
+        assert app._source is not None, "checked before"
+        bundle = make_bundle(app._source, name=app.name, config=image.bundle_config(), copies=image.copies)
+        return bundle, app._source.module
+    from nanopod.client import notebook
+
+    files, compared = notebook.files_of(app)
+    head = {"name": app.name, "module": notebook.MODULE, "entry": f"{notebook.MODULE}.py", **image.bundle_config()}
+    return assemble(files, head, image.copies, Path.cwd(), compared), notebook.MODULE
 
 
 def fingerprints(spec: EndpointSpec, bundle: Bundle) -> Fingerprints:
@@ -165,9 +207,11 @@ def fingerprints(spec: EndpointSpec, bundle: Bundle) -> Fingerprints:
     image = asdict(spec.image)
     installs = {part: image.pop(part) for part in ("pip_install", "apt_get", "runs", "copies")}
     code = {"module": spec.module, "functions": [asdict(function) for function in spec.functions], **installs}
+    if spec.serializer != "native":
+        code["serializer"] = spec.serializer
     if spec.asgi:
         code["asgi"] = [asdict(mounted) for mounted in spec.asgi]
-    scale = {**asdict(spec.scale), "ttl": spec.ttl_s}
+    scale = {**asdict(spec.scale), "ttl": spec.ttl_s, "rollout": asdict(spec.rollout)}
     return Fingerprints(
         code=fingerprint.of_files(bundle.files, python=bundle.python, extra=code),
         image=fingerprint.digest_of([fingerprint.canonical_json(image)]),
@@ -181,15 +225,15 @@ def body_of(spec: EndpointSpec) -> dict[str, Any]:
 
 
 def send(api: Api, spec: EndpointSpec, bundle: Bundle | None) -> dict[str, Any]:
-    """Upload what is missing, then create or update; the server's answer."""
-    if bundle is not None:
-        api.upload(bundle.digest, bundle.data)
+    """Create or update, and upload the bundle if the server asks for it; the server's answer.
+
+    What needs no new code (nothing, or settings alone) uploads nothing.
+    """
     try:
         return api.post("/v1/endpoints", body_of(spec))
     except Conflict as error:
         if bundle is None or "blob" not in f"{error.message} {error.__dict__.get('details')}":
             raise
-        # The store was cleaned between the two requests.
         api.upload(bundle.digest, bundle.data)
         return api.post("/v1/endpoints", body_of(spec))
 
@@ -199,8 +243,8 @@ def _target(app: Deployment) -> Target:
     if app.mode == "local":
         from nanopod.client import local
 
-        assert app._source is not None, "local mode needs a file"
-        app._cloud = local.cloud_for(app._source.file.parent)
+        beside = app._source.file.parent if app._source is not None else Path.cwd()
+        app._cloud = app._trial or local.cloud_for(beside)
         return app._cloud.target
     url = config.find_url(app._url)
     if url is None:
@@ -209,7 +253,7 @@ def _target(app: Deployment) -> Target:
 
 
 def _check_complete(app: Deployment) -> None:
-    if not app._functions:
+    if not app._functions and not app._asgi:
         raise Invalid(
             "Trying to deploy an unbound deployment. Have any remote functions been registered?"
             if app.name
@@ -240,14 +284,16 @@ def _local_image(image: ImageSpec) -> ImageSpec:
         f"pip {' '.join(image.pip_install)}": bool(image.pip_install) and not isolated,
         f"apt {' '.join(image.apt_get)}": bool(image.apt_get),
         f"{len(image.runs)} commands": bool(image.runs) and not isolated,
-        f"hardware {', '.join(needs)}": bool(needs),
+        f"hardware {', '.join(needs)}": bool(needs) and not image.strict,
     }
     # The image's name alone says nothing about what the code needs from it.
     ignored = "; ".join(text for text, present in parts.items() if present) if any(list(parts.values())[1:]) else ""
     if ignored and ignored not in _told and os.environ.get("NANOPOD_QUIET", "") in config.FALSEHOODS:
         _told.add(ignored)
         print(f"nanopod: ignored in local mode: {ignored}", file=sys.stderr)
-    plain = replace(image, from_image="", apt_get=(), query={})
+    plain = replace(image, from_image="", apt_get=())
+    if not image.strict:
+        plain = replace(plain, query={}, prefer=())
     return plain if isolated else replace(plain, pip_install=(), runs=(), python=sys.executable)
 
 

@@ -13,11 +13,12 @@ import io
 import json
 import re
 import tokenize
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, cast
 
 MARKS = ("#!VAST_IGNORE_CHANGES", "# nanopod: ignore-change")
 SCALE_CALLS = frozenset({"configure_autoscaling", "configure_rollout"})
+HARDWARE_CALLS = frozenset({"require", "prefer"})
 SCALE_KEYWORDS = frozenset({"ttl", "version_label"})
 _UNSEEN = frozenset({"ctx", "kind", "type_comment", "lineno", "col_offset", "end_lineno", "end_col_offset"})
 _READS_DOCS = re.compile(r"__doc__|\bgetdoc\b")
@@ -47,7 +48,7 @@ def of_python(source: bytes) -> str:
         return digest_of([b"bytes", filtered])
     keep_docs = _READS_DOCS.search(filtered.decode("utf-8", "replace")) is not None
     written: list[str] = []
-    _write(_Pruned(keep_docs=keep_docs).visit(tree), written)
+    _write(_Pruned(keep_docs=keep_docs, images=_images(tree)).visit(tree), written)
     return digest_of(["tree", "".join(written)])
 
 
@@ -58,6 +59,15 @@ def of_files(files: Mapping[str, bytes], *, python: Iterable[str], extra: Any = 
     for name in sorted(files):
         parts += [name, of_python(files[name]) if name in trees else hashlib.sha256(files[name]).hexdigest()]
     return digest_of(parts)
+
+
+def of_each(files: Mapping[str, bytes], *, python: Iterable[str]) -> dict[str, str]:
+    """The fingerprint of each file by its name, so that a plan can say which of them differ."""
+    trees = set(python)
+    return {
+        name: of_python(data) if name in trees else hashlib.sha256(data).hexdigest()
+        for name, data in sorted(files.items())
+    }
 
 
 def without_marked_lines(source: bytes) -> bytes:
@@ -75,11 +85,35 @@ def without_marked_lines(source: bytes) -> bytes:
     return b"".join(line for number, line in enumerate(source.splitlines(keepends=True), 1) if number not in marked)
 
 
+def _images(tree: ast.Module) -> frozenset[str]:
+    """Names that a module assigns an image builder to: `image = app.image(...)`, with methods behind it or not."""
+    found: set[str] = set()
+    for statement in tree.body:
+        if isinstance(statement, ast.Assign) and _is_image(statement.value, found):
+            found |= {target.id for target in statement.targets if isinstance(target, ast.Name)}
+    return frozenset(found)
+
+
+def _is_image(node: ast.AST, names: Collection[str]) -> bool:
+    """True for `app.image(...)`, `Image(...)`, one of `names`, and calls of methods on those."""
+    while isinstance(node, ast.Call):
+        if isinstance(node.func, ast.Name):
+            return node.func.id == "Image"
+        if not isinstance(node.func, ast.Attribute):
+            return False
+        if node.func.attr == "image":
+            return True
+        node = node.func.value
+    return isinstance(node, ast.Name) and node.id in names
+
+
 class _Pruned(ast.NodeTransformer):
     """Takes out of a tree what does not change what the code does on a worker."""
 
-    def __init__(self, *, keep_docs: bool) -> None:
+    def __init__(self, *, keep_docs: bool, images: frozenset[str] = frozenset()) -> None:
         self._keep_docs = keep_docs
+        self._images = images
+        """Module-level names that hold an image builder."""
 
     def _body(self, node: Any) -> Any:
         body = node.body
@@ -97,7 +131,14 @@ class _Pruned(ast.NodeTransformer):
         self.generic_visit(node)
         return node
 
-    def visit_Call(self, node: ast.Call) -> ast.Call:
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
+        # The names of columns and GPUs: where they are used in the code, that use itself counts.
+        return None if node.module == "nanopod.data.query" else node
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        func = node.func
+        if isinstance(func, ast.Attribute) and func.attr in HARDWARE_CALLS and _is_image(func.value, self._images):
+            return cast(ast.AST, self.visit(func.value))  # what hardware is wanted is the image's part, not the code's
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name in ("Deployment", "from_name"):
             node.keywords = [keyword for keyword in node.keywords if keyword.arg not in SCALE_KEYWORDS]

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final, Self
 
+from nanopod.client import config
 from nanopod.client.bundle import destination
-from nanopod.client.query import Query
-from nanopod.model.endpoint import ImageSpec
+from nanopod.client.query import Query, prefer_of
+from nanopod.client.secrets import Secret
+from nanopod.client.volumes import Volume
+from nanopod.model.endpoint import ImageSpec, SecretRef, VolumeMount
 from nanopod.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from nanopod.client.api import Api
+
+BUCKET_SCHEMES: Final = ("s3", "http", "https", "file")
 
 
 class Image:
@@ -38,6 +48,8 @@ class Image:
         self.variables: dict[str, str] = {}
         self.python: str | None = None
         self.ports: list[tuple[int, str]] = []
+        self.secrets: list[Secret] = []
+        self.mounts: list[tuple[VolumeMount, Secret | None]] = []
         self.publish_port(*worker_port)
 
     def pip_install(self, *packages: str) -> Self:
@@ -84,9 +96,22 @@ class Image:
         self.query.extend(*queries)
         return self
 
-    def prefer(self, *queries: Query) -> Self:
-        """Hardware in order of preference, such as `gpu_name.prefer([H100_SXM, A100_SXM4])`: any of it will do."""
-        return self.require(*queries)
+    def prefer(self, *queries: Query | Sequence[Query]) -> Self:
+        """Hardware in order of preference, the best first: `prefer([gpu_name == H100_SXM, gpu_name == A100_SXM4])`.
+
+        The first that can be had is used, and any of it will do. `gpu_name.prefer([...])` says the same in one column.
+        """
+        for one in queries:
+            parts = [one] if isinstance(one, Query) else list(one)
+            for part in parts:
+                if not isinstance(part, Query):
+                    raise Invalid(
+                        f"prefer() takes conditions such as gpu_name == H100_SXM, not {part!r}", field="prefer"
+                    )
+        several = [part for one in queries for part in ([one] if isinstance(one, Query) else one)]
+        if len(several) == 1:
+            return self.require(several[0])
+        return self.require(prefer_of(several)) if several else self
 
     def copy(self, src: str, dst: str) -> Self:
         """A file or directory to have at `dst` on the worker, below its root; `src` is relative to the user's file."""
@@ -114,8 +139,48 @@ class Image:
             self.ports.append((number, type_))
         return self
 
-    def spec(self) -> ImageSpec:
-        """The plain value that travels."""
+    def secret(self, *secrets: Secret | str) -> Self:
+        """Secrets whose pairs become environment variables of the workers; later ones win. See `Secret`."""
+        for one in secrets:
+            found = Secret(one) if isinstance(one, str) else one
+            if not isinstance(found, Secret):
+                raise Invalid(f'secret() takes Secret("name"), not {one!r}', field="secret")
+            self.secrets.append(found)
+        return self
+
+    def volume(self, path: str, volume: Volume | str, *, read_only: bool = False) -> Self:
+        """Mount a volume. A relative `path` lies below the worker's directory; an absolute one is a link there, made
+        where nothing is yet and the node lets workers do so. Both are in `$NANOPOD_VOLUMES/<volume>` as well.
+        """
+        found = Volume(volume) if isinstance(volume, str) else volume
+        if not isinstance(found, Volume):
+            raise Invalid(f'volume() takes a path and Volume("name"), not {volume!r}', field="volume")
+        self.mounts.append((VolumeMount(_place(path, "volume"), volume=found.name, read_only=read_only,
+                                        size_gb=found.size_gb, region=found.region), None))  # fmt: skip
+        return self
+
+    def bucket(self, url: str, path: str, *, secret: Secret | str | None = None, read_only: bool = True) -> Self:
+        """Copy what a bucket holds (`s3://bucket/prefix`, `file:///directory`, or one file by `https://`) to `path`
+        when a worker starts. `secret` holds its credentials, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.
+        """
+        scheme = url.partition("://")[0] if isinstance(url, str) else ""
+        if scheme not in BUCKET_SCHEMES:
+            known = ", ".join(f"{one}://" for one in BUCKET_SCHEMES)
+            raise Invalid(f"bucket() takes a URL that begins with one of {known}, not {url!r}", field="bucket")
+        if not read_only:
+            raise Invalid("bucket() mounts are read-only; write to a volume, or with the bucket's own library",
+                          field="read_only")  # fmt: skip
+        found = Secret(secret) if isinstance(secret, str) else secret
+        self.mounts.append((VolumeMount(_place(path, "bucket"), bucket=url, read_only=True), found))
+        return self
+
+    def provide(self, api: Api, owner: str) -> None:
+        """Send the secrets that come along with a deployment."""
+        for one in (*self.secrets, *(secret for _, secret in self.mounts if secret is not None)):
+            one.provide(api, owner)
+
+    def spec(self, owner: str = "") -> ImageSpec:
+        """The plain value that travels; `owner` is the deployment, after which secrets are named that come along."""
         return ImageSpec(
             from_image=self.from_image,
             env=dict(self.variables),
@@ -127,6 +192,13 @@ class Image:
             storage_gb=self.storage,
             ports=tuple(self.ports),
             query=self.query.query,
+            prefer=tuple(self.query.order),
+            strict=config.is_true("NANOPOD_LOCAL_STRICT"),
+            secrets=tuple(SecretRef(one.name_for(owner)) for one in self.secrets),
+            volumes=tuple(
+                mount if secret is None else replace(mount, secret=secret.name_for(owner))
+                for mount, secret in self.mounts
+            ),
         )
 
     def bundle_config(self) -> dict[str, Any]:
@@ -137,6 +209,13 @@ class Image:
             "envs": [list(pair) for pair in self.variables.items()],
             "runs": [run if isinstance(run, str) else list(run) for run in self.runs],
         }
+
+
+def _place(path: str, field: str) -> str:
+    """A mount's path. Raises `Invalid`."""
+    if not isinstance(path, str) or not path.strip("/") or ".." in path.split("/") or "\0" in path:
+        raise Invalid(f"{field}() mounts at a path such as /models or data, without .., not at {path!r}", field="path")
+    return path
 
 
 def _texts(field: str, values: tuple[Any, ...]) -> list[str]:

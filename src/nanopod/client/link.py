@@ -20,8 +20,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from nanopod import __version__
-from nanopod.client.connection import Address, Connection, unreachable
-from nanopod.client.pending import CREDIT_STEP, OnState, Pending, PendingItems, error_of
+from nanopod.client import printing
+from nanopod.client.connection import Address, Connection, mask_fast, unreachable
+from nanopod.client.pending import CREDIT_STEP, OnState, Pending, PendingItems, PendingSession, error_of
 from nanopod.model import calls
 from nanopod.model.errors import CallTimeout, Invalid, NanopodError, QueueTimeout, Unauthenticated
 
@@ -73,6 +74,7 @@ class Link:
         self._pinged_at = self._checked_at = self._loop.time()
         self._payload_bytes_max = calls.INLINE_BYTES_MAX
         self.gateway_id = b""
+        self.prints = printing.is_on()
 
     @property
     def is_open(self) -> bool:
@@ -124,6 +126,26 @@ class Link:
         self._start(pending)
         return pending
 
+    async def session(
+        self, header: calls.SessionOpen | calls.SessionClose, wait_s: float, payload: bytes = b""
+    ) -> calls.SessionState:
+        """Open or close a session. Raises the error that the gateway answers; cancelling gives the session up."""
+        pending = PendingSession(header, self._loop.time() + wait_s + DEADLINE_SLACK_S, payload)
+        self._start(pending)
+        try:
+            return await pending.opened
+        except asyncio.CancelledError:
+            self.cancel(pending)
+            raise
+
+    def prepared(self, header: calls.Call, payload: bytes) -> tuple[list[bytes], float]:
+        """(frames, deadline on the loop's clock) of a call, for `begin`; in any thread. Raises `Invalid`."""
+        return self._frames(header, payload), self._deadline(header)
+
+    def begin(self, pending: Pending) -> None:
+        """Send a call whose answer goes to `pending`; on the loop."""
+        self._start(pending)
+
     def cancel(self, pending: Pending) -> None:
         """Withdraw a call; nothing happens when its answer is here already."""
         if self._calls.pop(pending.id, None) is None:
@@ -160,6 +182,7 @@ class Link:
                 f"{self._payload_bytes_max >> 20} MiB travel with a call: pass a path or URL, or use image.copy()",
                 field="args",
             )
+        mask_fast()
         return calls.split(replace(header, size=len(payload)), payload)
 
     def _deadline(self, header: calls.Call) -> float:
@@ -269,10 +292,16 @@ class Link:
             pending.end()
         elif type(header) is calls.State:
             pending.started = pending.started or header.state == "started"
+            if header.attempt > 1:
+                # The time limits hold for each try; how many there are is the gateway's to count.
+                pending.deadline = max(pending.deadline, self._loop.time() + pending.limit_s)
             if pending.on_state is not None:
                 pending.on_state(header)
-        elif type(header) is calls.Log and print_logs:
-            print(header.line, file=sys.stderr if header.stream == "stderr" else sys.stdout, flush=True)
+        elif type(header) is calls.SessionState:
+            self._calls.pop(pending.id, None)
+            pending.session(header)
+        elif type(header) is calls.Log and self.prints:
+            printing.show(header, pending.function, several=len(self._calls) > 1)
 
     def lost(self, error: BaseException | None) -> None:
         """The connection is gone: dial again while anybody waits."""
@@ -434,8 +463,6 @@ def _copy(error: NanopodError) -> NanopodError:
     return twin
 
 
-print_logs: bool = os.environ.get("NANOPOD_LOGS", "").lower() in ("1", "true", "yes", "on")
-"""Whether lines that remote functions print appear here as well."""
 _links: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, str], Link]] = weakref.WeakKeyDictionary()
 
 

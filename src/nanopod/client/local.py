@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -116,6 +116,29 @@ def _private() -> Path:
     return data
 
 
+def start_private(*flags: str) -> LocalCloud:
+    """A cloud of this program alone, in a directory of its own; `end_private` ends it and removes that directory.
+
+    Raises `DeploymentFailed` when it does not start.
+    """
+    data = Path(tempfile.mkdtemp(prefix="nanopod-"))
+    child, line, log = _spawn(data, flags)
+    if not line:
+        _end(child)
+        shutil.rmtree(data, ignore_errors=True)
+        raise DeploymentFailed(f"the cloud for this test did not start:\n{log}", stage="start", log_tail=log)
+    atexit.register(_end, child)
+    facts = json.loads(line)
+    return LocalCloud(Target(facts["url"], facts["key"]), int(facts["pid"]), data, child)
+
+
+def end_private(cloud: LocalCloud) -> None:
+    """End a cloud of `start_private`, drained, and forget everything in it."""
+    if cloud.child is not None:
+        _end(cloud.child)
+    shutil.rmtree(cloud.directory, ignore_errors=True)
+
+
 def _start(data: Path) -> LocalCloud:
     child, line, log = _spawn(data)
     if not line and (cloud := _wait_for_other(data)) is not None:
@@ -135,13 +158,14 @@ def _start(data: Path) -> LocalCloud:
     return LocalCloud(Target(facts["url"], facts["key"]), int(facts["pid"]), data, child)
 
 
-def _spawn(data: Path) -> tuple[subprocess.Popen[bytes], bytes, str]:
+def _spawn(data: Path, flags: Sequence[str] = ()) -> tuple[subprocess.Popen[bytes], bytes, str]:
     """Start a cloud; (process, its line of facts or nothing, the last lines of its log)."""
     ready, told = os.pipe()
     (data / "logs").mkdir(parents=True, exist_ok=True)
     log = _log_file(data)
     environment = {name: value for name, value in os.environ.items() if name not in _HIDDEN}
     command = [sys.executable, "-m", "nanopod", "up", "--embedded", "--data-dir", str(data), "--ready-fd", str(told)]
+    command += flags
     try:
         with open(log, "wb") as output:
             child = subprocess.Popen(

@@ -63,14 +63,17 @@ class Retries:
 
 @dataclass(frozen=True, slots=True)
 class Cron:
-    """A schedule as a cron line: minute, hour, day, month, weekday; `tz` is an IANA time zone."""
+    """A schedule as a cron line: minute, hour, day, month, weekday; `tz` is an IANA time zone.
+
+    `@hourly`, `@daily`, `@weekly`, `@monthly` and `@yearly` are lines as well.
+    """
 
     line: str
     tz: str = "UTC"
     catch_up: bool = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.line, str) or len(self.line.split()) != 5:
+        if not isinstance(self.line, str) or (len(self.line.split()) != 5 and not self.line.strip().startswith("@")):
             raise Invalid(
                 f"Cron: {self.line!r} is no cron line; five fields are wanted: minute hour day month weekday",
                 field="cron",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -26,14 +27,17 @@ class Pending:
     """A call whose answer is not complete. `frames` are kept to send them again on another connection."""
 
     __slots__ = (
-        "deadline", "expected", "frames", "future", "head", "id", "module", "on_state", "parts", "patient_until",
-        "started",
+        "deadline", "expected", "frames", "function", "future", "head", "id", "limit_s", "module", "on_state", "parts",
+        "patient_until", "started",
     )  # fmt: skip
 
-    def __init__(self, header: calls.Call, frames: list[bytes], deadline: float, module: str) -> None:
+    def __init__(self, header: calls.Frame, frames: list[bytes], deadline: float, module: str) -> None:
         self.id = header.id
+        self.function: str = getattr(header, "function", "")
         self.frames = frames
         self.deadline = deadline
+        self.limit_s = deadline - time.monotonic()
+        """How long a try may take, in seconds."""
         self.module = module
         self.patient_until = 0.0
         """Until then an answer that the endpoint does not exist is not believed: its gateway may not know it yet."""
@@ -84,6 +88,30 @@ class Pending:
     def end(self) -> None:
         """The generator's end, where a value was awaited."""
         self.fail(RemoteError("the remote function is a generator there; iterate over the call"))
+
+    def session(self, header: calls.SessionState) -> None:
+        """A session's state, where a value was awaited."""
+        self.fail(RemoteError("the gateway answered a call with a session"))
+
+
+class PendingSession(Pending):
+    """A session that is being opened or closed."""
+
+    __slots__ = ("opened",)
+
+    def __init__(self, header: calls.SessionOpen | calls.SessionClose, deadline: float, payload: bytes = b"") -> None:
+        super().__init__(header, [calls.encode(header, payload)], deadline, "")
+        self.opened: asyncio.Future[calls.SessionState] = asyncio.get_running_loop().create_future()
+
+    def session(self, header: calls.SessionState) -> None:
+        """Where it is now."""
+        if not self.opened.done():
+            self.opened.set_result(header)
+
+    def fail(self, error: BaseException) -> None:
+        """It cannot be had."""
+        if not self.opened.done():
+            self.opened.set_exception(error)
 
 
 class PendingItems(Pending):
@@ -169,7 +197,7 @@ def error_of(header: calls.Error, payload: bytes, module: str) -> BaseException:
     else:
         error = _from_code(header)
     if isinstance(error, NanopodError):
-        error.call_id = header.id.hex()
+        error.call_id, error.attempts = header.id.hex(), header.attempt
         if header.retry_after_s is not None:
             error.retry_after_s = header.retry_after_s
     elif not isinstance(error, Exception):

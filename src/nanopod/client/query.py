@@ -37,6 +37,7 @@ ALIASES: Final = {
     "dph": "dph_total",
     "flops_usd": "flops_per_dphtotal",
 }
+ALTERNATIVES_MAX: Final = 256
 _WILDCARDS: Final = ("any", "?", "*")
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*"|\'(?:[^\'\\]|\\.)*\''
 _ITEM: Final = rf"(?:{_QUOTED}|[^\s,\[\]\"'=<>!]+)"
@@ -100,7 +101,10 @@ class Column:
 
     def prefer(self, values: Iterable[Value]) -> Query:
         """One of the values, the earlier the better: the scheduler falls back along the list."""
-        return self.in_(values)
+        several = self._several(values)
+        found = self.in_(several)
+        found.order = [self._query("eq", value).query for value in several]
+        return found
 
     def to_wire(self, value: Value) -> Value:
         """A value as people write it, in wire units."""
@@ -176,6 +180,8 @@ class Query:
             for column, conditions in (query or {}).items()
         }
         self._seeded: set[str] = set()
+        self.order: list[dict[str, Any]] = []
+        """Further conditions, best first: the first that can be met is to be used; any will do. Not part of `query`."""
 
     @classmethod
     def search_defaults(cls, *, verified: bool = True, rentable: bool = True, rented: bool = False) -> Query:
@@ -187,7 +193,8 @@ class Query:
     def extend(self, *others: Query) -> Query:
         """Add conditions to this query and return it.
 
-        Raises `ValueError` when a column has the same operator already, with another value.
+        Raises `ValueError` when a column has the same operator already, with another value, and for alternatives that
+        exclude each other.
         """
         for other in others:
             for column, conditions in other.query.items():
@@ -195,13 +202,15 @@ class Query:
                     self._seeded.discard(column)
                     del self.query[column]
                 if column == "any":
-                    self.query.setdefault("any", []).extend(conditions)
+                    known = self.query.get("any")
+                    self.query["any"] = list(conditions) if known is None else _both(known, conditions)
                     continue
                 here = self.query.setdefault(column, {})
                 twice = {op for op, value in conditions.items() if op in here and here[op] != value}
                 if twice:
                     raise ValueError(f"Cannot redefine op(s) {twice} for column '{column}'")
                 here.update(conditions)
+            self.order = _both(self.order, other.order) if self.order and other.order else self.order or other.order
         return self
 
     def unparse_query(self) -> str:
@@ -223,7 +232,7 @@ class Query:
         return f"Query({self.query!r})"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Query) and self.query == other.query
+        return isinstance(other, Query) and self.query == other.query and self.order == other.order
 
     def __bool__(self) -> bool:
         raise TypeError(
@@ -232,23 +241,39 @@ class Query:
         )
 
     def __and__(self, other: Query) -> Query:
-        return Query(self.query).extend(other)
+        made = Query(self.query)
+        made.order = list(self.order)
+        return made.extend(other)
 
     def __or__(self, other: Query) -> Query:
         merged = _as_in(self, other)
         return merged if merged is not None else Query({"any": [*_alternatives(self), *_alternatives(other)]})
 
     def __invert__(self) -> Query:
-        if set(self.query) == {"any"}:
-            return Query().extend(*(~Query(one) for one in self.query["any"]))
-        if "any" in self.query:
-            raise ValueError("cannot negate a query that mixes alternatives with other conditions; negate its parts")
-        parts = [
+        negated = [
             {column: {NEGATIONS[op]: value}}
             for column, conditions in self.query.items()
+            if column != "any"
             for op, value in conditions.items()
         ]
-        return Query(parts[0]) if len(parts) == 1 else Query({"any": parts})
+        if "any" in self.query:
+            # Not one of the alternatives: all of their negations hold.
+            negated.append(Query().extend(*(~Query(one) for one in self.query["any"])).query)
+        if not negated:
+            raise ValueError("a query without conditions is always true: there is nothing to negate")
+        return Query(negated[0]) if len(negated) == 1 else Query({"any": negated})
+
+
+def prefer_of(queries: Iterable[Query]) -> Query:
+    """Any of the queries, the earlier the better. Raises `ValueError` when there is none."""
+    parts = list(queries)
+    if not parts:
+        raise ValueError("prefer() needs at least one condition")
+    found = Query(parts[0].query)
+    for part in parts[1:]:
+        found = found | part
+    found.order = [part.query for part in parts]
+    return found
 
 
 def parse_query(text: str, base: Query | Mapping[str, Any] | None = None) -> Conditions:
@@ -308,7 +333,7 @@ def _read(column: Column, op: str, text: str) -> Value:
 def _read_word(column: Column, word: str) -> Value:
     if word[0] in "\"'":
         inner = re.sub(r"\\(.)", r"\1", word[1:-1])
-        if not inner.strip() and column.kind != "text":
+        if not inner or (not inner.strip() and column.kind != "text"):
             raise ValueError(f"{column.name}: the value is blank")
         return inner
     return column.read(word)
@@ -374,3 +399,58 @@ def _as_in(one: Query, other: Query) -> Query | None:
 
 def _alternatives(query: Query) -> list[Any]:
     return list(query.query["any"]) if set(query.query) == {"any"} else [query.query]
+
+
+def _both(one: list[Any], other: list[Any]) -> list[Any]:
+    """Alternatives of two lists that must both hold: every pair that can be met. Raises `ValueError`."""
+    if len(one) * len(other) > ALTERNATIVES_MAX:
+        raise ValueError(
+            f"{len(one)} and {len(other)} alternatives make more than {ALTERNATIVES_MAX} pairs; use fewer, or .in_()"
+        )
+    found = [met for first in one for second in other if (met := _met(first, second)) is not None]
+    if not found:
+        raise ValueError("these alternatives exclude each other: no offer could ever meet both")
+    return found
+
+
+def _met(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any] | None:
+    """Conditions that all hold as one; None when some exclude each other."""
+    made: dict[str, Any] = {column: _copied(conditions) for column, conditions in one.items()}
+    for column, conditions in other.items():
+        if column == "any":
+            made["any"] = _both(made["any"], conditions) if "any" in made else list(conditions)
+            continue
+        here = made.setdefault(column, {})
+        for op, value in conditions.items():
+            if op not in here or here[op] == value:
+                here[op] = value
+                continue
+            narrower = _narrower(op, here[op], value)
+            if narrower is None:
+                return None
+            op, value = narrower
+            if op == "notin":
+                here.pop("neq", None)
+                value = [*here.get("notin", []), *(item for item in value if item not in here.get("notin", []))]
+            here[op] = value
+    return made
+
+
+def _narrower(op: str, one: Value, other: Value) -> tuple[str, Value] | None:
+    """What two conditions with one operator come to together; None when nothing meets both."""
+    match op:
+        case "gt" | "gte":
+            return op, max(one, other)
+        case "lt" | "lte":
+            return op, min(one, other)
+        case "in":
+            kept = [item for item in one if item in other]
+            return (op, kept) if kept else None
+        case "neq" | "notin":
+            both = [one, other] if op == "neq" else [*one, *other]
+            return "notin", [item for n, item in enumerate(both) if item not in both[:n]]
+    return None
+
+
+def _copied(conditions: Any) -> Any:
+    return dict(conditions) if isinstance(conditions, Mapping) else list(conditions)

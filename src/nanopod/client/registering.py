@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from nanopod.client.marks import web_spec
 from nanopod.model import registry
-from nanopod.model.endpoint import AsgiSpec
+from nanopod.model.endpoint import AsgiSpec, RolloutSpec
 from nanopod.model.errors import Invalid
 
 if TYPE_CHECKING:
+    from nanopod.client.local import LocalCloud
+    from nanopod.client.sdk import Deployment
     from nanopod.client.source import Source
+    from nanopod.client.testing import Trial
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,6 +25,9 @@ class Registering:
     _app: registry.App
     _asgi: dict[str, AsgiSpec]
     _source: Source | None
+    _rollout: RolloutSpec = RolloutSpec()
+    _trial: LocalCloud | None = None
+    """The cloud of a running `test()`."""
 
     def asgi(
         self,
@@ -69,6 +75,44 @@ class Registering:
         self._note_source(check)
         self._app.healthcheck = check
         return check
+
+    def multiplexed(self, loader: Any = None, *, max: int = 8) -> Any:
+        """Mark a loader (a function or method of one argument) of whose results a worker keeps the `max` latest used.
+
+        Called without its argument it loads what the call names with `with_options(model=...)`. Raises `Invalid`.
+        """
+        from nanopod.client.multiplex import multiplexed
+
+        if loader is None:
+            return lambda function: self.multiplexed(function, max=max)
+        self._note_source(loader)
+        return multiplexed(loader, max=max)
+
+    def url(self, name: str = "") -> str:
+        """Where a function with `web=` or a mounted application answers over HTTP; without a name, their common root.
+
+        Raises `Invalid` for an unknown name, `NotReady` before `ensure_ready()`.
+        """
+        from nanopod.client import web
+
+        return web.app_url(cast("Deployment", self), name)
+
+    def configure_rollout(self, **settings: Any) -> None:
+        """How an update takes over: `canary` (percent of the calls; 0: all at once), `bake` (seconds until a good
+        canary gets the rest by itself; 0: by hand), `auto_rollback`, `max_error_percent`, `min_calls`.
+
+        Later calls add to earlier ones. An unknown name or an impossible value raises `Invalid`.
+        """
+        from nanopod.client.autoscaling import rollout_spec
+
+        self._rollout = rollout_spec(self._rollout, settings)
+
+    def test(self, *, start: bool = True) -> Trial:
+        """A private cloud with this deployment in it, to test it and to break things: `with app.test() as t:`, or as a
+        pytest fixture, `t = app.test().fixture()`. With `start=False` nothing is deployed before the first call."""
+        from nanopod.client.testing import Trial
+
+        return Trial(cast("Deployment", self), start=start)
 
     def _note_source(self, target: Any) -> None:
         """Bind the deployment to the file of its first decorated object; `Deployment` says how."""

@@ -18,11 +18,12 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple, ParamSpec, TypeVar, cast, overload
 
 from nanopod.client import config
-from nanopod.client.function import BoundFunction, RemoteFunction, RemoteGenerator, kind_of
+from nanopod.client.function import BoundFunction, RemoteFunction, RemoteGenerator, hang_forms, kind_of, remote_form
 from nanopod.client.image import Image
 from nanopod.client.options import Options, read_options
 from nanopod.client.registering import Registering
 from nanopod.client.source import Source, check_same, source_of
+from nanopod.client.using import Using
 from nanopod.model import registry
 from nanopod.model.errors import Invalid, NotReady
 
@@ -39,7 +40,7 @@ Mode = Literal["local", "deploy", "client", "serve"]
 MODES: Final[tuple[Mode, ...]] = ("local", "deploy", "client", "serve")
 _OPTIONS: Final = (
     "api_key", "ttl", "autoscaler_instance", "autoscaler_url", "webserver_url", "name", "tag", "version_label",
-    "by_value",
+    "by_value", "serializer",
 )  # fmt: skip
 
 
@@ -59,7 +60,7 @@ def current_call() -> registry.CallContext | None:
     return registry.current.get()
 
 
-class Deployment(Registering):
+class Deployment(Registering, Using):
     """A group of remote functions that are deployed, scaled and updated together."""
 
     _known: ClassVar[dict[str, Deployment]] = {}
@@ -76,19 +77,26 @@ class Deployment(Registering):
         tag: str = "default",
         version_label: str | None = None,
         by_value: bool = False,
+        serializer: Literal["native", "pickle"] = "native",
         **unknown: Any,
     ) -> None:
-        """`ttl`: seconds without a client before everything is torn down. `name` None: the file's stem."""
+        """`ttl`: seconds without a client before everything is torn down. `name` None: the file's stem.
+
+        `by_value`: functions travel as they are in memory, for notebooks and interactive sessions. `serializer`
+        "pickle": arguments and results travel by cloudpickle, which both ends must trust each other for.
+        """
         for option in unknown:
             near = difflib.get_close_matches(option, _OPTIONS, 1)
             advice = f"; did you mean {near[0]}?" if near else ""
             warnings.warn(f"Deployment has no option {option!r}, it is ignored{advice}", stacklevel=2)
         if ttl is not None and (isinstance(ttl, bool) or not isinstance(ttl, int | float) or ttl <= 0):
             raise Invalid(f"ttl is a number of seconds above 0, not {ttl!r}", field="ttl")
-        if by_value:
-            raise Invalid("by_value is not supported yet; put the functions into a .py file", field="by_value")
+        if serializer not in ("native", "pickle"):
+            raise Invalid(f'serializer is "native" or "pickle", not {serializer!r}', field="serializer")
         _check_name("name", name)
         _check_name("tag", tag)
+        self.by_value = by_value
+        self.serializer = serializer
         self.tag = tag
         self.ttl = ttl
         self.version_label = version_label or ""
@@ -98,6 +106,8 @@ class Deployment(Registering):
         self._app = registry.App(name or "")
         self._functions: dict[str, BoundFunction] = {}
         self._asgi: dict[str, AsgiSpec] = {}
+        self._given: dict[str, dict[str, Any]] = {}
+        """Options as they were written, of functions that travel by value."""
         self._source: Source | None = None
         self._image: Image | None = None
         self._settings: dict[str, Any] = {}
@@ -106,9 +116,16 @@ class Deployment(Registering):
         self._cloud: LocalCloud | None = None
         self._endpoint: dict[str, Any] = {}
         self._last_plan: Plan | None = None
+        self._meant = False
+        """A command was told to deploy this file; it was not merely imported."""
         self._lock = threading.RLock()
         self._heart: threading.Event | None = None
         self._register()
+
+    def __reduce__(self) -> Any:
+        from nanopod.client import notebook
+
+        return notebook.looked_up, (self.name, self.tag)
 
     # --- who it is ---
 
@@ -175,6 +192,22 @@ class Deployment(Registering):
             raise TypeError(f"@app.remote marks functions, not {f!r}; its options are given by name")
         return self._add(f, options)
 
+    @overload
+    def cls(self, target: C) -> C: ...
+    @overload
+    def cls(self, target: None = None, **options: Any) -> Callable[[C], C]: ...
+
+    def cls(self, target: Any = None, **options: Any) -> Any:
+        """Mark a class whose object lives on workers; its methods marked with `@method()` are remote functions.
+
+        Bare, or with options of `@app.remote` for all its methods. See `nanopod.enter`, `exit`, `method`.
+        """
+        from nanopod.client import classes
+
+        if target is None:
+            return lambda cls: classes.register(self, cls, options)
+        return classes.register(self, target, options)
+
     def context(self, *args: Any, **kwargs: Any) -> Callable[[C], C]:
         """Mark a class as context: built as `cls(*args, **kwargs)` and entered when a worker starts.
 
@@ -199,6 +232,7 @@ class Deployment(Registering):
 
     def get_context(self, cls: type) -> Any:
         """What the context's `__aenter__` returned; inside remote functions, and inside `.local()` calls."""
+        cls = getattr(cls, "nanopod_class", cls)
         if cls in self._app.entered:
             return self._app.entered[cls]
         if self._mode == "serve" or cls not in self._app.contexts:
@@ -267,24 +301,42 @@ class Deployment(Registering):
         registry.apps[self.name] = self._app
 
     def _add(self, function: Callable[..., Any], options: dict[str, Any]) -> Any:
-        registered, made = read_options(function, options, kind_of(function))
+        kind = kind_of(function)
+        registered, made = read_options(function, options, kind)
         name = function.__name__
-        if name in self._functions and self._functions[name].function is not None:
+        if name in self._functions and self._functions[name].function is not None and not self.by_value:
             raise Invalid(f"there are two remote functions called {name}; rename one", field=name)
         self._note_source(function)
-        bound = BoundFunction(self, name, function, made)
+        bound = self._bind(name, function, registered, made)
+        if self.by_value:
+            self._given[name] = options
+        if self._mode == "serve":
+            hang_forms(bound)
+            return function
+        return remote_form(bound)
+
+    def _bind(
+        self,
+        name: str,
+        function: Callable[..., Any],
+        registered: registry.RegisteredFunction,
+        options: Options,
+        owner: type | None = None,
+    ) -> BoundFunction:
+        """Register a function under its name, for its callers and for the worker that runs it."""
+        bound = BoundFunction(self, name, function, options, owner)
         self._functions[name] = bound
         registered.spec = bound.spec(1)
         self._app.functions[name] = registered
         self._route = None
-        if self._mode == "serve":
-            function.__dict__["local"] = function
-            return function
-        return RemoteGenerator(bound) if "generator" in registered.spec.kind else RemoteFunction(bound)
+        return bound
 
     def _note_source(self, target: Any) -> None:
         """Bind the deployment to the file of `target`; only objects that have code say where they are from."""
         if not hasattr(target, "__code__"):
+            return
+        if self.by_value:
+            self._bind_name(target)
             return
         if self._mode != "serve":
             source = source_of(target)
@@ -302,7 +354,9 @@ class Deployment(Registering):
 
         for known in (Deployment._known, registry.apps):
             known.pop("", None)
-        self._app.name = clean_name(Path(function.__code__.co_filename).stem)
+        file = function.__code__.co_filename
+        in_cell = self.by_value and (file.startswith("<") or "ipykernel" in file)
+        self._app.name = "notebook" if in_cell else clean_name(Path(file).stem)
         self._register()
 
     def _check_callable(self) -> None:
@@ -312,6 +366,8 @@ class Deployment(Registering):
 
     def _route_now(self) -> Route:
         with self._lock:
+            if self._route is None and self._mode == "serve":
+                self._route = self._served_route()
             if self._route is None:
                 self.ensure_ready()
         assert self._route is not None, "ensure_ready settles the route or raises"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+import math
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING, Any, Final
 
 from nanopod.control.ports import Reads, Writes
 from nanopod.market.views import availability, quote
 from nanopod.model.chain import Deployment, Template
-from nanopod.model.endpoint import EndpointSpec
-from nanopod.scheduler.placement.fit import Choice, Option, choose
+from nanopod.model.endpoint import EndpointSpec, ScaleSpec
+from nanopod.model.money import Rate
+from nanopod.scheduler.placement.fit import Choice, Facts, Fitting, Option, choose, fitting, price_cap
 
 if TYPE_CHECKING:
     from nanopod.control.market.desk import Market
@@ -33,9 +35,41 @@ def retired(read: Reads) -> set[str]:
     return {sku_id for sku_id, life in read.sku_lives().items() if life.lifecycle != "stable"}
 
 
+def facts_of(read: Reads) -> dict[str, Facts]:
+    """What the agents of the nodes that are up say, by kind of node: of numbers the least, of words what all say."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in read.node_facts():
+        if one.node.state != "up":
+            continue
+        said = {name: value for name, value in one.inventory.items() if isinstance(value, str | int | float | bool)}
+        gpus = one.inventory.get("gpus")
+        if isinstance(gpus, list) and gpus and isinstance(gpus[0], dict) and gpus[0].get("driver"):
+            said["driver_version"] = str(gpus[0]["driver"])
+        said.pop("cpu_cores", None)  # the machine's, where the kind of node says what a worker may use
+        known = found.setdefault(one.node.sku_id, said)
+        for name in [name for name in known if name not in said]:
+            del known[name]
+        for name, value in list(known.items()):
+            other = said[name]
+            if value == other:
+                continue
+            if isinstance(value, str | bool) or isinstance(other, str | bool):
+                del known[name]
+            else:
+                known[name] = min(value, other)
+    return dict(found)
+
+
+def fitting_kinds(read: Reads, spec: EndpointSpec, places: Collection[str]) -> Fitting:
+    """Which of these kinds of nodes meet the requirements of a specification."""
+    facts = facts_of(read)
+    kinds = [(sku, facts.get(sku.sku_id, {})) for sku in read.skus() if sku.sku_id in places]
+    return fitting(spec.image.query, kinds, strict=spec.image.strict)
+
+
 def options_of(market: Market, read: Reads) -> list[Option]:
     """Every stable kind of node that has a node up, with what of it is on sale in the next block."""
-    places, over = places_up(read), retired(read)
+    places, over, facts = places_up(read), retired(read), facts_of(read)
     found: list[Option] = []
     for sku in read.skus():
         if sku.sku_id not in places or sku.sku_id in over:
@@ -44,13 +78,28 @@ def options_of(market: Market, read: Reads) -> list[Option]:
         start, end = exchange.block, exchange.block + 1
         ask = quote(exchange, start, end).best_ask
         free = sum(nodes for _, _, nodes in availability(exchange, start, end))
-        found.append(Option(sku, places[sku.sku_id], free, ask.rate if ask is not None else None))
+        rate = ask.rate if ask is not None else None
+        found.append(Option(sku, places[sku.sku_id], free, rate, facts.get(sku.sku_id, {})))
     return found
 
 
-def choose_sku(market: Market, read: Reads, spec: EndpointSpec, wanted: int = 1) -> Choice:
-    """The kind of node for the workers of a specification; "" while there is none to take."""
-    return choose(spec.image.query, options_of(market, read), max(1, wanted))
+def choose_sku(
+    market: Market, read: Reads, spec: EndpointSpec, wanted: int = 1, scale: ScaleSpec | None = None
+) -> Choice:  # fmt: skip
+    """The kind of node for the workers of a specification; "" while there is none to take.
+
+    `scale` are the endpoint's present settings, where they are not those of the specification.
+    """
+    image = spec.image
+    cap = price_cap(image.query, (scale or spec.scale).max_price)
+    rate = limit_of(cap, market.block_s).micro_per_block if cap is not None else None
+    options = options_of(market, read)
+    return choose(image.query, options, max(1, wanted), prefer=image.prefer, cap=rate, strict=image.strict)
+
+
+def limit_of(dollars_per_hour: float, block_s: int) -> Rate:
+    """A limit as a rate: rounded down, so that it is never passed, but at least the smallest there is."""
+    return Rate(max(1, math.floor(dollars_per_hour * 1_000_000 * block_s / 3600 + 1e-6)))
 
 
 def name_of(name: str, tag: str) -> str:

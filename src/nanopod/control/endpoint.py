@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from nanopod.control import rollouts
 from nanopod.control.choosing import retire_template
 from nanopod.control.live import Live, Load
 from nanopod.control.ports import Plan, Reads, Writes
+from nanopod.control.rollouts import FAILURES_MAX, ROLLED_BACK
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, Failure, ScaleSpec
 from nanopod.scheduler.autoscale.decide import Observed, ScaleState, decide
+from nanopod.scheduler.rollout.decide import decide as judge_rollout
 
 log = logging.getLogger(__name__)
 
-FAILURES_MAX: Final = 2
-"""Starts in a row that may fail by the user's fault before a revision counts as failed."""
 STORE_S: Final = 10.0
 """The autoscaler's memory is stored at least this often while it changes."""
 DELETED_RECHECK_S: Final = 5.0
@@ -32,7 +33,8 @@ def slots_of(spec: EndpointSpec) -> int:
     """Requests that one worker of this specification takes at once."""
     if spec.model is not None:
         return max(1, spec.model.slots)
-    return max(1, sum(function.concurrency for function in spec.functions))
+    mounted = sum(application.concurrency for application in spec.asgi)
+    return max(1, sum(function.concurrency for function in spec.functions) + mounted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,30 @@ class EndpointSnapshot:
     perf: float | None = None
     state: ScaleState = field(default_factory=ScaleState)
     stored_at: float = 0.0
+    serving: Revision | None = None
+    """The revision that its deployment runs, where that is not the newest."""
+    outcomes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """{revision: (calls that ended, those that failed)} since the last look."""
+
+    @property
+    def spec(self) -> EndpointSpec:
+        """What its workers run."""
+        return (self.serving or self.revision).spec
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Which revision runs and why, and what of that is to be written."""
+
+    failure: Failure | None
+    revision_id: str
+    stopped: bool = False
+    columns: dict[str, Any] = field(default_factory=dict)
+    """Of the endpoint, where its rollout moved on."""
+    rolled_back: bool = False
+    """The newest revision gives its place back now."""
+    reason: str = ""
+    recheck_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +94,7 @@ class EndpointPlan(Plan):
     at: float = 0.0
     look_in_s: float | None = None
     """Seconds until the count may change by the passing of time alone."""
+    judged: Judged | None = None
 
 
 @dataclass(slots=True)
@@ -153,8 +180,10 @@ class EndpointReconciler:
         instances = read.instances_of(key)
         older = None
         if revision.failures:
-            earlier = [r for r in read.revisions_of(key) if r.number < revision.number and r.healthy_at is not None]
+            known = [one for one in read.revisions_of(key) if one.number < revision.number]
+            earlier = [one for one in known if one.healthy_at is not None and one.state != ROLLED_BACK]
             older = earlier[-1] if earlier else None
+        other = deployment.revision_id != revision.revision_id
         links = {i.instance_id: self._live.link(i.instance_id, i.epoch) for i in instances}
         perfs = [link.perf for link in links.values() if link is not None and link.perf is not None]
         load = self._live.loads.get(key)
@@ -168,6 +197,8 @@ class EndpointReconciler:
             perf=sum(perfs) / len(perfs) if perfs else None,
             state=_remembered(endpoint, load),
             stored_at=load.stored_at if load is not None else 0.0,
+            serving=read.revision(deployment.revision_id) if other else None,
+            outcomes=self._live.outcomes(key),
         )
 
     def plan(self, snapshot: EndpointSnapshot, now: float) -> EndpointPlan:
@@ -178,7 +209,8 @@ class EndpointReconciler:
         if endpoint.ttl_s is not None and now >= endpoint.heartbeat_at + endpoint.ttl_s:
             reason = f"no client gave a sign of life for {endpoint.ttl_s:g} s (ttl): it is taken down"
             return EndpointPlan((reason,), True, 0.0, snapshot, 0, (reason,), snapshot.state, delete=True, at=now)
-        failure, revision_id, stopped = _judge(snapshot)
+        judged = _judge_canary(snapshot, now) if rollouts.has_canary(endpoint) else _judge(snapshot)
+        failure, revision_id, stopped = judged.failure, judged.revision_id, judged.stopped
         watched = self._watched(snapshot)
         seen = self._watch.observed(endpoint.endpoint_id, watched, now)
         state, decision = decide(endpoint.scale, snapshot.state, seen, now)
@@ -189,7 +221,9 @@ class EndpointReconciler:
         said: list[str] = []
         if target != endpoint.target:
             said.append(f"{max(0, endpoint.target)} -> {target} workers: {'; '.join(reasons)}")
-        if failure is not None and endpoint.failure is None:
+        if judged.reason:
+            said.append(f"revision {snapshot.revision.number}: {judged.reason}")
+        elif failure is not None and endpoint.failure is None:
             said.append(f"revision {snapshot.revision.number} failed at {failure.stage}: {failure.message}")
         if revision_id != snapshot.deployment.revision_id:
             said.append(f"runs revision {revision_id}")
@@ -198,14 +232,17 @@ class EndpointReconciler:
             or failure != endpoint.failure
             or revision_id != snapshot.deployment.revision_id
             or target != snapshot.deployment.target_instance_count
+            or bool(judged.columns)
             or (now - snapshot.stored_at >= STORE_S and _encode(state) != endpoint.scale_state)
         )
         ttl_left_s = None if endpoint.ttl_s is None else endpoint.heartbeat_at + endpoint.ttl_s - now
+        looks = [one for one in (ttl_left_s, judged.recheck_s) if one is not None]
         return EndpointPlan(
-            *(tuple(said), changes, ttl_left_s, snapshot, target, reasons, state, failure, revision_id),
+            *(tuple(said), changes, min(looks, default=None), snapshot, target, reasons, state, failure, revision_id),
             stopped=stopped,
             at=now,
             look_in_s=decision.recheck_s,
+            judged=judged,
         )
 
     def _plan_deleted(self, snapshot: EndpointSnapshot, now: float) -> EndpointPlan:
@@ -234,7 +271,7 @@ class EndpointReconciler:
             target=snapshot.endpoint.target,
             ready=sum(1 for i in running if i.instance_id in snapshot.ready),
             starting=len(starting),
-            slots=slots_of(snapshot.revision.spec),
+            slots=slots_of(snapshot.spec),
             perf=snapshot.perf,
         )
 
@@ -258,14 +295,24 @@ class EndpointReconciler:
                 failure=plan.failure,
                 scale_state=_encode(plan.state),
                 **({"deleted_at": now} if plan.delete else {}),
+                **(plan.judged.columns if plan.judged is not None else {}),
             )
-        moved = plan.target != deployment.target_instance_count or plan.revision_id not in ("", deployment.revision_id)
+        if plan.judged is not None and plan.judged.rolled_back:
+            newest = plan.snapshot.revision
+            write.set_revision(newest.revision_id, state=ROLLED_BACK, failure=newest.failure or plan.failure)
+        back = plan.judged is not None and plan.judged.rolled_back
+        moved = (
+            back
+            or plan.target != deployment.target_instance_count
+            or plan.revision_id not in ("", deployment.revision_id)
+        )
         if moved:
             write.set_deployment(
                 deployment,
                 target_instance_count=plan.target,
                 revision_id=plan.revision_id or deployment.revision_id,
                 updated_at=now,
+                **({"fails": 0, "not_before": 0.0} if back else {}),
             )
             write.signal("deployment", deployment.deployment_id, now)
         if plan.delete:
@@ -282,6 +329,7 @@ class EndpointReconciler:
             self._forget(endpoint_id)
             return
         load = self._live.loads.setdefault(endpoint_id, Load())
+        self._live.taken(endpoint_id, plan.snapshot.outcomes)
         if load.state is None:
             load.stored_active_at = plan.snapshot.state.active_at
         load.state = plan.state
@@ -313,15 +361,51 @@ def _remembered(endpoint: Endpoint, load: Load | None) -> ScaleState:
     return ScaleState()
 
 
-def _judge(snapshot: EndpointSnapshot) -> tuple[Failure | None, str, bool]:
-    """(why the newest revision is failed, the revision to run, whether to stop trying at all)."""
-    revision = snapshot.revision
+def _judge(snapshot: EndpointSnapshot) -> Judged:
+    """Whether the newest revision runs, an earlier one in its place, or none at all."""
+    endpoint, revision = snapshot.endpoint, snapshot.revision
+    serving = snapshot.deployment.revision_id
+    if revision.state == ROLLED_BACK and serving != revision.revision_id:
+        return Judged(endpoint.failure or revision.failure, serving)
     works = any(i.instance_id in snapshot.ready and i.revision_id == revision.revision_id for i in snapshot.instances)
     if works or revision.failures < FAILURES_MAX or revision.failure is None:
-        return None, revision.revision_id, False
-    if revision.healthy_at is not None and snapshot.endpoint.target == 0:
-        return None, revision.revision_id, False  # asleep: the next demand may try again
-    if snapshot.older_healthy is not None:
-        return revision.failure, snapshot.older_healthy.revision_id, False
-    # A revision that worked before may work again (its data is back, its disk has room): the back-off goes on.
-    return revision.failure, revision.revision_id, revision.healthy_at is None
+        return Judged(None, revision.revision_id)
+    if revision.healthy_at is not None and endpoint.target == 0:
+        return Judged(None, revision.revision_id)  # asleep: the next demand may try again
+    if snapshot.older_healthy is None:
+        # A revision that worked before may work again (its data is back, its disk has room): the back-off goes on.
+        return Judged(revision.failure, revision.revision_id, stopped=revision.healthy_at is None)
+    older = snapshot.older_healthy
+    if not endpoint.rollout.auto_rollback:
+        return Judged(revision.failure, older.revision_id)
+    failed = f"it failed at {revision.failure.stage}: {revision.failure.message}"
+    reason = f"rolled back to revision {older.number}: {failed}"
+    columns = rollouts.gone_back(rollouts.state_of(endpoint), revision.revision_id, reason)
+    return Judged(revision.failure, older.revision_id, columns=columns, rolled_back=True, reason=reason)
+
+
+def _judge_canary(snapshot: EndpointSnapshot, now: float) -> Judged:
+    """Whether the canary is promoted, waits or is rolled back."""
+    endpoint, revision = snapshot.endpoint, snapshot.revision
+    mine = [i for i in snapshot.instances if i.revision_id == revision.revision_id]
+    ready_at = endpoint.canary_at
+    if ready_at is None and any(i.instance_id in snapshot.ready for i in mine):
+        ready_at = now
+    before = rollouts.state_of(endpoint)
+    seen = rollouts.seen_of(endpoint, revision, ready_at, snapshot.outcomes)
+    state, verdict = judge_rollout(endpoint.rollout, before, seen, now)
+    stable = endpoint.stable_revision_id
+    if verdict.action == "promote":
+        reason = f"the canary is promoted: {verdict.reason}"
+        return Judged(None, revision.revision_id, columns=rollouts.promoted(state, reason), reason=reason)
+    if verdict.action == "roll_back":
+        reason = f"rolled back: {verdict.reason}"
+        columns = rollouts.gone_back(state, revision.revision_id, reason)
+        failure = rollouts.bad_canary(reason, revision)
+        return Judged(failure, stable, columns=columns, rolled_back=True, reason=reason)
+    columns = {}
+    if state != before:
+        columns["canary_state"] = rollouts.text_of(state)
+    if ready_at != endpoint.canary_at:
+        columns["canary_at"] = ready_at
+    return Judged(None, stable, columns=columns, recheck_s=verdict.recheck_s)

@@ -69,6 +69,8 @@ class InstanceSnapshot:
     """Why it is not granted yet."""
     at: float = 0.0
     """The cluster's time."""
+    near: frozenset[str] = frozenset()
+    """Nodes with workers of another revision of its endpoint, which it may replace."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class InstanceReconciler:
             return None
         candidates: list[Candidate] = []
         avoid: dict[str, int] = {}
+        near: set[str] = set()
         node: Node | None = None
         why = ""
         if instance.node_id is not None:
@@ -126,10 +129,12 @@ class InstanceReconciler:
             for other in self._siblings(read, instance):
                 if other.node_id and other.phase == "failed" and other.revision_id == instance.revision_id:
                     avoid[other.node_id] = avoid.get(other.node_id, 0) + 1
+                elif other.node_id and other.ended_at is None and other.revision_id != instance.revision_id:
+                    near.add(other.node_id)
         linked = self._live.ready(instance.instance_id, instance.epoch)
         ready = instance.phase == "ready" if is_machine(instance) else linked
         return InstanceSnapshot(
-            instance, node, candidates, tuple(sorted(avoid.items())), ready, why, self._clock()
+            instance, node, candidates, tuple(sorted(avoid.items())), ready, why, self._clock(), frozenset(near)
         )  # fmt: skip
 
     def _siblings(self, read: Reads, instance: Instance) -> list[Instance]:
@@ -170,7 +175,7 @@ class InstanceReconciler:
             known = snapshot.awaits == instance.reason
             why = snapshot.awaits
             return InstancePlan((why,), not known, QUOTA_RECHECK_S, snapshot, "wait", reason=why)
-        placement = place(instance.sku_id, snapshot.candidates, dict(snapshot.avoid))
+        placement = place(instance.sku_id, snapshot.candidates, dict(snapshot.avoid), snapshot.near)
         reason = "; ".join(placement.reasons)
         if placement.node_id is None:
             known = reason == instance.reason

@@ -5,6 +5,7 @@ All of it is said again after every (re)connection, so losing it costs seconds a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -30,6 +31,18 @@ class Load:
     stored_at: float = 0.0
     stored_active_at: float = 0.0
     """`state.active_at` as it was stored last."""
+    outcomes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """{revision: (calls that ended, those that failed)}, not yet taken by its rollout."""
+    workload: dict[int, dict[str, tuple[float, int]]] = field(default_factory=dict)
+    """{second: {gateway: (units of load that arrived, requests)}}, not older than the stable window."""
+    counted_at: dict[str, float] = field(default_factory=dict)
+    """{gateway: time of the newest sample whose outcomes were counted}: one that is sent again counts once."""
+
+    def workload_mean(self) -> float:
+        """Units of load of one request, over the stable window; 0 when there was none."""
+        units = sum(one for seen in self.workload.values() for one, _ in seen.values())
+        requests = sum(count for seen in self.workload.values() for _, count in seen.values())
+        return units / requests if requests else 0.0
 
     def waiting(self, now: float) -> int:
         """Requests known to wait."""
@@ -99,12 +112,21 @@ class Live:
         second = int(at)
         by_gateway = load.seconds.setdefault(second, {})
         by_gateway[gateway_id] = max(by_gateway.get(gateway_id, 0.0), sample.concurrency)
+        if sample.revisions and at > load.counted_at.get(gateway_id, 0.0):
+            load.counted_at[gateway_id] = at
+            for revision_id, (ended, failed) in sample.revisions.items():
+                before = load.outcomes.get(revision_id, (0, 0))
+                load.outcomes[revision_id] = (before[0] + ended, before[1] + failed)
+        if sample.requests:
+            load.workload.setdefault(second, {})[gateway_id] = (sample.workload, sample.requests)
         load.parked[gateway_id] = sample.parked
         load.in_flight[gateway_id] = sample.in_flight
         if not sample.parked:
             load.demand = 0
         for old in [known for known in load.seconds if known <= second - STABLE_S]:
             del load.seconds[old]
+        for old in [known for known in load.workload if known <= second - STABLE_S]:
+            del load.workload[old]
 
     def worker(self, gateway_id: str, state: WorkerState) -> bool:
         """A worker's link came, changed or went; true when its readiness changed."""
@@ -155,8 +177,33 @@ class Live:
             starting=starting,
             slots=slots,
             perf=perf,
+            load=tuple(
+                (second, sum(units for units, _ in seen.values())) for second, seen in sorted(load.workload.items())
+            ),
+            workload=load.workload_mean(),
             reachable=self.reachable,
         )
+
+    def parked(self, endpoint_id: str) -> int:
+        """Requests that wait at gateways."""
+        load = self.loads.get(endpoint_id)
+        return sum(load.parked.copy().values()) if load is not None else 0
+
+    def outcomes(self, endpoint_id: str) -> dict[str, tuple[int, int]]:
+        """Calls that ended and failed by revision, since they were taken last."""
+        load = self.loads.get(endpoint_id)
+        return dict(load.outcomes) if load is not None else {}
+
+    def taken(self, endpoint_id: str, counts: Mapping[str, tuple[int, int]]) -> None:
+        """These outcomes are written down; those of revisions that are not in a rollout are forgotten."""
+        load = self.loads.get(endpoint_id)
+        if load is None:
+            return
+        for revision_id, (ended, failed) in counts.items():
+            before = load.outcomes.pop(revision_id, (0, 0))
+            left = (before[0] - ended, before[1] - failed)
+            if left[0] > 0:
+                load.outcomes[revision_id] = left
 
     def forget(self, endpoint_id: str) -> None:
         """The endpoint is gone."""

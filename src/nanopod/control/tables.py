@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import hmac
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Gateways, Reads, Secrets, Store
+from nanopod.control.rollouts import has_canary
 from nanopod.control.telling import notice_of
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
-from nanopod.model.endpoint import CALL_TIMEOUT_S
+from nanopod.model.endpoint import CALL_TIMEOUT_S, Failure
 from nanopod.model.errors import NanopodError
 from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
+from nanopod.scheduler.placement.fit import NO_KIND
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +32,21 @@ SETTLE_S_MAX: Final = 1.0
 """How long an answer to a change waits for the gateways; beyond that they learn of it later."""
 
 
+def internal_key(pepper: bytes, workspace_id: str) -> str:
+    """The key with which the server makes the spawned calls of a workspace; gateways alone know it, by its digest."""
+    return hmac.digest(pepper, f"calls:{workspace_id}".encode(), "sha256").hex()
+
+
+def internal_rows(pepper: bytes, workspace_ids: Iterable[str]) -> dict[str, KeyRow]:
+    """Internal keys, by digest. Their scope `internal` says that `Call.on_behalf` is believed."""
+    return {
+        hmac.digest(pepper, internal_key(pepper, workspace_id).encode(), "sha256").hex(): KeyRow(
+            "internal", workspace_id, ("internal", "call")
+        )
+        for workspace_id in workspace_ids
+    }
+
+
 def key_rows(read: Reads, now: float) -> dict[str, KeyRow]:
     """Keys that are good now, by digest."""
     return {
@@ -38,13 +56,34 @@ def key_rows(read: Reads, now: float) -> dict[str, KeyRow]:
     }
 
 
+def prices_of(read: Reads) -> dict[str, float]:
+    """What a second of a worker costs by kind of node, in micro-dollars, as its providers offer it."""
+    prices: dict[str, float] = {}
+    for offer in read.offers():
+        if offer.enabled:
+            price = offer.floor.micro_per_block / read.block_s
+            prices[offer.sku_id] = min(price, prices.get(offer.sku_id, price))
+    return prices
+
+
 def route_row(
-    endpoint: Endpoint, deployment: Deployment, revision: Revision, instances: Sequence[Instance], live: Live
-) -> RouteRow:
-    """An endpoint as the request path sees it; `revision` is the one its deployment runs."""
+    endpoint: Endpoint, deployment: Deployment, revision: Revision, instances: Sequence[Instance], live: Live,
+    price: float = 0.0,
+) -> RouteRow:  # fmt: skip
+    """An endpoint as the request path sees it; `revision` is the one its deployment runs.
+
+    `price` is what a second of one worker costs, in micro-dollars.
+    """
     spec = revision.spec
     timeouts = [function.timeout_s for function in spec.functions]
     failed = endpoint.failure is not None and deployment.revision_id == endpoint.revision_id
+    canary = has_canary(endpoint) and any(
+        i.revision_id == endpoint.revision_id and i.intent == "run" and live.ready(i.instance_id, i.epoch)
+        for i in instances
+    )
+    wait_s = endpoint.scale.max_queue_time
+    lacks = next((why for why in deployment.reasons if why.startswith(NO_KIND)), "") if not deployment.sku_id else ""
+    no_kind = Failure("start", f"{endpoint.full_name}: {lacks}", "NoCapacity", user_fault=False) if lacks else None
     return RouteRow(
         endpoint_id=endpoint.endpoint_id,
         workspace_id=endpoint.workspace_id,
@@ -53,12 +92,17 @@ def route_row(
         kind=endpoint.kind,
         revision_id=revision.revision_id,
         model_ids=(spec.model.model_id,) if spec.model else (),
-        functions={function.name: function for function in spec.functions},
+        functions={
+            one.name: replace(one, max_queue_time_s=min(one.max_queue_time_s, wait_s)) for one in spec.functions
+        },
         created_at=int(endpoint.created_at),
         phase_text=phase_text(endpoint, deployment, instances, live),
-        failure=endpoint.failure if failed else None,
+        failure=endpoint.failure if failed else no_kind,
         timeout_s=max(timeouts, default=CALL_TIMEOUT_S),
+        canary_revision_id=endpoint.revision_id if canary else "",
+        canary_percent=endpoint.canary_percent if canary else 0,
         asgi=spec.asgi,
+        price_micro_per_s=price,
     )
 
 
@@ -180,6 +224,7 @@ class TablesPublisher:
                 token = self._secrets.join_token(instance.instance_id, instance.epoch)
                 workers[instance.instance_id] = worker_row(instance, token)
         routes: dict[str, RouteRow] = {}
+        prices = prices_of(read)
         before, self._known = self._known, {}
         for endpoint_id, *generations in read.endpoint_generations():
             known = before.get(endpoint_id)
@@ -190,12 +235,19 @@ class TablesPublisher:
             self._known[endpoint_id] = known
             instances = by_endpoint.get(endpoint_id, [])
             if known.idle is None or instances:
-                row = route_row(known.endpoint, known.deployment, known.revision, instances, self._live)
+                price = prices.get(known.deployment.sku_id, 0.0)
+                row = route_row(known.endpoint, known.deployment, known.revision, instances, self._live, price)
                 known.idle = None if instances else row
             else:
                 row = known.idle
             routes[endpoint_id] = row
-        return Tables(self._version + 1, self._secrets.pepper, key_rows(read, self._clock()), routes, workers)
+        default = read.workspace_named("default")
+        pepper = self._secrets.pepper
+        keys = key_rows(read, self._clock()) | internal_rows(pepper, {row.workspace_id for row in routes.values()})
+        return Tables(
+            self._version + 1, pepper, keys, routes, workers,
+            default.workspace_id if default is not None else "",
+        )  # fmt: skip
 
     async def run(self) -> None:
         """Push until cancelled."""

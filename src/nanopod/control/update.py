@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 import msgspec
 
-from nanopod.model.chain import Endpoint, Revision
-from nanopod.model.endpoint import EndpointSpec, Fingerprints, ScaleSpec
+from nanopod.model.chain import Endpoint, Instance, Revision
+from nanopod.model.endpoint import EndpointSpec, Fingerprints, RolloutSpec, ScaleSpec
 from nanopod.model.errors import Invalid
 from nanopod.model.ids import NAME_PATTERN
 
 Action = Literal["exists", "autoscale_update", "soft_update", "hard_update", "created"]
+INSTALLS: Final = ("pip_install", "apt_get", "runs", "copies")
+"""Fields of an image that belong to the code: a worker is updated in place, and what did not change is not rebuilt."""
+HARDWARE: Final = ("query", "prefer", "strict")
+_UNSEEN: Final = ("prefer", "secrets", "volumes")
 WORKERS_MAX: Final = 10_000
 SLOTS_MAX: Final = 10_000
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -28,20 +33,29 @@ class Update:
     tier: int
     changed: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    """Bundled files that differ, where both sides said what they hold."""
+    hardware_only: bool = False
+    """Nothing but the hardware requirements changed: workers whose node still meets them go on."""
 
 
 def fingerprinted(spec: EndpointSpec) -> EndpointSpec:
     """`spec` with every fingerprint that its sender left out computed from the fields themselves."""
     image = spec.image
-    code = [spec.bundle, spec.module, spec.functions, spec.model, image.apt_get, image.pip_install, image.runs]
-    rest = [image.from_image, image.env, image.python, image.storage_gb, image.ports, image.query]
+    code = [
+        spec.bundle, spec.module, spec.functions, spec.model, image.apt_get, image.pip_install, image.runs, spec.asgi,
+    ]  # fmt: skip
+    rest = [
+        image.from_image, image.env, image.python, image.storage_gb, image.ports, image.query, image.prefer,
+        image.secrets, image.volumes, image.strict,
+    ]  # fmt: skip
     sent = spec.fingerprints
     return replace(
         spec,
         fingerprints=Fingerprints(
             code=sent.code or _digest([*code, image.copies]),
             image=sent.image or _digest(rest),
-            scale=sent.scale or _digest([spec.scale, spec.ttl_s]),
+            scale=sent.scale or _digest([spec.scale, spec.ttl_s, spec.rollout]),
         ),
     )
 
@@ -51,33 +65,70 @@ def _digest(parts: object) -> str:
 
 
 def compare(endpoint: Endpoint | None, revision: Revision | None, spec: EndpointSpec) -> Update:
-    """What changes from the endpoint's newest revision to `spec` (with fingerprints). The highest tier wins."""
+    """What changes from an endpoint's revision to `spec` (with fingerprints). The highest tier wins."""
     if endpoint is None or revision is None:
         return Update("created", 4, ("identity",), (f"there is no endpoint {spec.name}:{spec.tag} yet",))
     old, new = revision.spec, spec
     changed: list[str] = []
     reasons: list[str] = []
-    if endpoint.scale_fingerprint != new.fingerprints.scale or endpoint.scale != new.scale:
+    settings = _settings(endpoint, new)
+    if settings or endpoint.scale_fingerprint != new.fingerprints.scale:
         changed.append("scale")
-        reasons.append(_named("settings", _differing(endpoint.scale, new.scale)) or "ttl changed")
-    elif endpoint.ttl_s != new.ttl_s:
-        changed.append("scale")
-        reasons.append(f"ttl_s: {endpoint.ttl_s} -> {new.ttl_s}")
+        reasons.append("; ".join(settings) or "settings: ttl or rollout")
+    files = _files(old, new)
     if old.fingerprints.code != new.fingerprints.code or old.model != new.model:
         changed.append("code")
-        parts = [name for name in ("model", "functions", "module") if getattr(old, name) != getattr(new, name)]
-        reasons.append(_named("code", parts) or "code: the files differ")
+        parts = [name for name in ("model", "functions", "module", "asgi") if getattr(old, name) != getattr(new, name)]
+        parts += [name for name in _differing(old.image, new.image) if name in INSTALLS]
+        reasons.append(_named("code", [*parts, *files]) or "code: the files differ")
+    image = [name for name in _differing(old.image, new.image) if name not in INSTALLS]
     runtime = [name for name in ("serializer", "isolation") if getattr(old, name) != getattr(new, name)]
-    if old.fingerprints.image != new.fingerprints.image or runtime:
+    # A field that the sender's fingerprint does not know of (of an earlier SDK) changes the workers all the same.
+    if old.fingerprints.image != new.fingerprints.image or runtime or set(image) & set(_UNSEEN):
         changed.append("image")
-        reasons.append(_named("image", [*_differing(old.image, new.image), *runtime]) or "image: its parts differ")
+        reasons.append(_named("image", [*image, *runtime]) or "image: its parts differ")
+    hardware = "code" not in changed and not runtime and bool(image) and set(image) <= set(HARDWARE)
     if "image" in changed:
-        return Update("hard_update", 3, tuple(changed), tuple(reasons))
+        return Update("hard_update", 3, tuple(changed), tuple(reasons), files, hardware)
     if "code" in changed:
-        return Update("soft_update", 2, tuple(changed), tuple(reasons))
+        return Update("soft_update", 2, tuple(changed), tuple(reasons), files)
     if changed:
         return Update("autoscale_update", 1, tuple(changed), tuple(reasons))
     return Update("exists", 0, (), ("nothing differs",))
+
+
+def _settings(endpoint: Endpoint, new: EndpointSpec) -> list[str]:
+    """The settings that differ, with old and new value where that is short."""
+    found = [
+        f"settings: {name} {getattr(endpoint.scale, name)} -> {getattr(new.scale, name)}"
+        for name in _differing(endpoint.scale, new.scale)
+    ]
+    if endpoint.ttl_s != new.ttl_s:
+        found.append(f"settings: ttl_s {endpoint.ttl_s} -> {new.ttl_s}")
+    if endpoint.rollout != new.rollout:
+        found += [
+            f"rollout: {name} {getattr(endpoint.rollout, name)} -> {getattr(new.rollout, name)}"
+            for name in _differing(endpoint.rollout, new.rollout)
+        ]
+    return found
+
+
+def _files(old: EndpointSpec, new: EndpointSpec) -> tuple[str, ...]:
+    if not old.files or not new.files:
+        return ()
+    names = sorted({*old.files, *new.files})
+    return tuple(name for name in names if old.files.get(name) != new.files.get(name))
+
+
+def workers_affected(update: Update, instances: Sequence[Instance], fits: Collection[str]) -> list[str]:
+    """Ids of the instances that applying an update replaces: all, or those on a kind of node that no longer fits.
+
+    `fits` are the kinds of nodes (SKU ids) that meet the new requirements.
+    """
+    running = [one for one in instances if one.intent == "run"]
+    if update.tier not in (2, 3):
+        return []
+    return [one.instance_id for one in running if not (update.hardware_only and one.sku_id in fits)]
 
 
 def _differing(old: object, new: object) -> list[str]:
@@ -106,6 +157,7 @@ def check(spec: EndpointSpec) -> None:
     else:
         _check_functions(spec)
     check_scale(spec.scale)
+    check_rollout(spec.rollout)
     if spec.ttl_s is not None and not (math.isfinite(spec.ttl_s) and spec.ttl_s > 0):
         raise Invalid(f"ttl_s: {spec.ttl_s} must be a number of seconds above 0, or null", field="ttl_s")
 
@@ -131,7 +183,7 @@ def _check_model(spec: EndpointSpec) -> None:
 def _check_functions(spec: EndpointSpec) -> None:
     if spec.model is not None:
         raise Invalid("model: only an endpoint of kind 'model' has one; set kind to 'model'", field="model")
-    if not spec.functions:
+    if not spec.functions and not spec.asgi:
         raise Invalid("functions: give at least one; mark a function with @app.remote", field="functions")
     if len(spec.bundle) != 64 or not set(spec.bundle) <= set("0123456789abcdef"):
         raise Invalid("bundle: give the SHA-256 (64 hexadecimal digits) of the uploaded bundle", field="bundle")
@@ -171,11 +223,33 @@ def check_scale(scale: ScaleSpec) -> None:
     for name, good, possible in rules:
         if not good:
             raise Invalid(f"scale.{name}: {getattr(scale, name)} must be {possible}", field=f"scale.{name}")
+    if not 0 <= scale.on_demand_fallback <= 1:
+        raise Invalid(
+            f"scale.on_demand_fallback: {scale.on_demand_fallback} must be a share from 0 to 1",
+            field="scale.on_demand_fallback",
+        )
+    if scale.max_price is not None and not 0 < scale.max_price < math.inf:
+        raise Invalid(
+            f"scale.max_price: {scale.max_price} must be above 0 US dollars an hour, or null", field="scale.max_price"
+        )
     if scale.cold_workers > scale.max_workers:
         raise Invalid(
             f"scale.cold_workers: {scale.cold_workers} is above max_workers={scale.max_workers}; raise max_workers",
             field="scale.cold_workers",
         )
+
+
+def check_rollout(rollout: RolloutSpec) -> None:
+    """Raises `Invalid` for a rollout that cannot work."""
+    rules = (
+        ("canary_percent", 0 <= rollout.canary_percent <= 99, "from 0 (no canary) to 99"),
+        ("bake_s", 0 <= rollout.bake_s < math.inf, "0 or more seconds"),
+        ("max_error_percent", 0 <= rollout.max_error_percent <= 100, "from 0 to 100"),
+        ("min_calls", 1 <= rollout.min_calls <= 1_000_000, "from 1 to 1000000"),
+    )
+    for name, good, possible in rules:
+        if not good:
+            raise Invalid(f"rollout.{name}: {getattr(rollout, name)} must be {possible}", field=f"rollout.{name}")
 
 
 def _finite(value: float | None) -> bool:

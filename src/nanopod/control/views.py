@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from nanopod.control import rollouts
 from nanopod.control.live import Live
 from nanopod.control.telling import AWAITS, is_machine
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision, Template
@@ -123,7 +124,9 @@ def endpoint_view(
     ready_new = [i for i in ready if i.revision_id == endpoint.revision_id]
     current = [i for i in running if i.revision_id == endpoint.revision_id]
     spec = revision.spec
-    reasons = [*endpoint.reasons, *deployment.reasons, *_waits(running)]
+    rollout = rollouts.state_of(endpoint)
+    why = [f"rollout: {rollout.reason}"] if rollout.reason else []
+    reasons = [*why, *endpoint.reasons, *deployment.reasons, *_waits(running)]
     return {
         "id": endpoint.endpoint_id,
         "object": "endpoint",
@@ -139,14 +142,18 @@ def endpoint_view(
         "deployment_id": deployment.deployment_id,
         "serving_revision_id": deployment.revision_id,
         "functions": list(spec.functions),
+        "asgi": list(spec.asgi),
         "model": spec.model,
         "model_ids": [spec.model.model_id] if spec.model else [],
         "target_instance_count": max(0, endpoint.target),
         "ready_instance_count": len(ready_new),
+        "waiting_count": live.parked(endpoint.endpoint_id),
         "instances": [instance_view(instance, live) for instance in instances],
         "failure": failure_view(endpoint.failure),
         "reasons": reasons,
         "scale": endpoint.scale,
+        "rollout": rollout_view(endpoint),
+        "rollout_settings": endpoint.rollout,
         "ttl_s": endpoint.ttl_s,
         "version_label": endpoint.version_label,
         "fingerprints": {
@@ -156,6 +163,39 @@ def endpoint_view(
         },
         "created_at": whole(endpoint.created_at),
         "updated_at": whole(endpoint.updated_at),
+    }
+
+
+def rollout_view(endpoint: Endpoint) -> dict[str, Any]:
+    """How the newest rollout goes or went."""
+    state = rollouts.state_of(endpoint)
+    return {
+        "state": state.phase,
+        "revision_id": state.revision_id or None,
+        "stable_revision_id": endpoint.stable_revision_id or None,
+        "canary_percent": endpoint.canary_percent,
+        "canary_at": whole(endpoint.canary_at),
+        "canary_calls": list(state.canary),
+        "stable_calls": list(state.stable),
+        "reason": state.reason,
+    }
+
+
+def revision_view(endpoint: Endpoint, deployment: Deployment, revision: Revision) -> dict[str, Any]:
+    """One revision of an endpoint."""
+    prints = revision.spec.fingerprints
+    return {
+        "id": revision.revision_id,
+        "object": "revision",
+        "endpoint_id": revision.endpoint_id,
+        "number": revision.number,
+        "state": rollouts.revision_state(endpoint, deployment, revision),
+        "version_label": revision.version_label,
+        "fingerprints": {"code": prints.code, "image": prints.image, "scale": prints.scale},
+        "bundle": revision.spec.bundle,
+        "healthy_at": whole(revision.healthy_at),
+        "created_at": whole(revision.created_at),
+        "failure": failure_view(revision.failure),
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import msgspec
@@ -25,7 +26,7 @@ LEASE_S: Final = 60.0
 RETRY_S: Final = 1.0
 
 
-def instance_spec(instance: Instance, revision: Revision, token: str) -> InstanceSpec:
+def instance_spec(instance: Instance, revision: Revision, token: str, url: str = "") -> InstanceSpec:
     """Everything a node needs to run this start of an instance."""
     assert instance.node_id is not None
     return InstanceSpec(
@@ -35,13 +36,26 @@ def instance_spec(instance: Instance, revision: Revision, token: str) -> Instanc
         endpoint_id=instance.endpoint_id,
         revision_id=instance.revision_id,
         node_id=instance.node_id,
-        app=revision.spec,
+        app=replace(revision.spec, files={}),
         slots=instance.slots,
         join_token=token,
         grace_s=GRACE_S,
         lease_s=LEASE_S,
         name=instance.name,
+        url=url,
     )
+
+
+def url_of(addresses: Sequence[str]) -> str:
+    """Where HTTP is spoken among the addresses that workers dial; "" when none of them is a port."""
+    for address in addresses:
+        kind, _, place = address.partition(":")
+        host, _, port = place.rpartition(":")
+        if kind == "tcp":
+            # A gateway that listens everywhere is reached on this machine.
+            plain = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "[::]": "[::1]", "": "127.0.0.1"}.get(host, host)
+            return f"http://{f'[{plain}]' if ':' in plain and not plain.startswith('[') else plain}:{port}"
+    return ""
 
 
 def machine_spec(instance: Instance, image: Image | None, token: str) -> InstanceSpec:
@@ -146,7 +160,7 @@ class WantedPusher:
         if is_machine(instance):
             return machine_spec(instance, read.image(instance.image_id) if instance.image_id else None, token)
         revision = read.revision(instance.revision_id)
-        return instance_spec(instance, revision, token) if revision is not None else None
+        return instance_spec(instance, revision, token, url_of(self.addresses)) if revision is not None else None
 
     async def run(self) -> None:
         """Push until cancelled."""

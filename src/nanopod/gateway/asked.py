@@ -135,6 +135,7 @@ class Asked(Job):
         if self.pool.full(self.bytes_held):
             raise heads.overloaded("too many requests wait for this model; try again in a few seconds")
         connection.exchange = self
+        self.pool.draw(self, self.record_id.encode())
         self.pool.enter(_WORKLOAD)
         self._submit()
 
@@ -147,6 +148,9 @@ class Asked(Job):
         """No worker can start; say what the last one said."""
         failure = self.pool.route.failure
         self.pool.withdraw(self)
+        if failure is not None and failure.type_name == "NoCapacity":
+            self._fail(Failed(503, "service_unavailable", "no_capacity", failure.message, extra="retry-after: 5\r\n"))
+            return
         where = f" while it was at `{failure.stage}`" if failure else ""
         text = f"the model cannot start: its worker failed{where}: {failure.message if failure else 'unknown'}"
         self._fail(Failed(502, "server_error", "deployment_failed", text, extra="x-should-retry: false\r\n"))

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import threading
 from typing import TYPE_CHECKING, Final, cast
 
-from nanopod.gateway import tables
+from nanopod.gateway import admission, tables
+from nanopod.gateway.called import Called
 from nanopod.gateway.callframes import error_frame
-from nanopod.gateway.calls import UPLOADING, CallJob
+from nanopod.gateway.calls import CallJob
 from nanopod.gateway.server import HIGH_WATER, LOW_WATER, STALLED_S_MAX
 from nanopod.gateway.wheel import Timed
 from nanopod.model import calls, frames, websocket
-from nanopod.model.errors import Cancelled, Conflict, Denied, Invalid, NanopodError, NoCapacity, NotFound, QuotaExceeded
+from nanopod.model.errors import Cancelled, Conflict, NanopodError, QuotaExceeded
 from nanopod.model.wire import KeyRow
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ OPEN_CALLS_MAX: Final = 16_384
 """Unfinished calls of one client."""
 UPLOAD_BYTES_MAX: Final = 256 << 20
 """Payload bytes of one client's calls that are still being sent."""
-CALL_FRAME_BYTES_MAX: Final = frames.FRAME_BYTES_MAX - 64
 
 
 class ClientLink(asyncio.Protocol, Timed):
@@ -34,7 +35,7 @@ class ClientLink(asyncio.Protocol, Timed):
 
     __slots__ = (
         "_dirty", "_greeted", "_gw", "_misses", "_out", "_parser", "_stalled_at", "_transport", "authorization",
-        "closed",         "jobs", "key", "paused",
+        "closed", "jobs", "key", "paused", "uploads",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, key: KeyRow, authorization: str) -> None:
@@ -49,7 +50,9 @@ class ClientLink(asyncio.Protocol, Timed):
         self._stalled_at = 0.0
         self.key = key
         self.authorization = authorization
-        self.jobs: set[CallJob] = set()
+        self.jobs: set[Called] = set()
+        self.uploads: set[Called] = set()
+        """Calls of which parts are still to come."""
         self.paused = False
         self.closed = False
 
@@ -171,16 +174,24 @@ class ClientLink(asyncio.Protocol, Timed):
             transport.close()
 
     def _on_frame(self, frame: bytes) -> None:
-        header, payload = calls.decode(frame)
+        header, start = calls.decode_head(frame)
         if not self._greeted:
             self._on_hello(header)
             return
         if isinstance(header, calls.Call):
-            self._on_call(header, frame, len(payload))
+            if header.size > len(frame) - start:
+                prepare_large()
+            self._on_call(header, frame, len(frame) - start)
             return
         if isinstance(header, calls.Ack):
             for call_id in header.ids:
                 self._gw.kept.acked(call_id, self.key.workspace_id)
+            return
+        if isinstance(header, calls.SessionOpen):
+            self._gw.sessions.open(self, header, frame[start:])
+            return
+        if isinstance(header, calls.SessionClose):
+            self._gw.sessions.close(self, header)
             return
         job = self._gw.calls.get(header.id)
         if isinstance(header, calls.Cancel) and (job is None or job.client is not self):
@@ -190,7 +201,7 @@ class ClientLink(asyncio.Protocol, Timed):
             return  # it ended meanwhile
         if isinstance(header, calls.Part):
             if job.wants_frames:
-                self._on_part(job, frame, len(payload))
+                self._on_part(job, frame, len(frame) - start)
         elif isinstance(header, (calls.Credit, calls.Cancel)):
             job.client_frame(header, frame)
         else:
@@ -209,12 +220,16 @@ class ClientLink(asyncio.Protocol, Timed):
         gw = self._gw
         known = gw.calls.get(call.id)
         if known is not None and known.workspace_id == self.key.workspace_id:
-            known.found_again(self)
+            known.found_again(self, call)
             if known.wants_frames:
                 known.add_frame(frame, payload_bytes)
             return
         try:
-            job = self._admit(call, frame, known)
+            if known is not None:
+                raise Conflict("this call id is taken", field="id")
+            if len(self.jobs) >= OPEN_CALLS_MAX:
+                raise QuotaExceeded(f"this client has {OPEN_CALLS_MAX} unfinished calls", retry_after_s=1.0)
+            job = admission.admit(gw, self.key, call, len(frame))
         except NanopodError as error:
             self.send(error_frame(call.id, error, False, 1))
             return
@@ -223,41 +238,10 @@ class ClientLink(asyncio.Protocol, Timed):
         self.jobs.add(job)
         job.add_frame(frame, payload_bytes)
 
-    def _admit(self, call: calls.Call, frame: bytes, known: CallJob | None) -> CallJob:
-        """A new call's job. Raises what the caller is told instead."""
-        gw = self._gw
-        key = self.key
-        if len(call.id) != 16:
-            raise Invalid("a call's id is 16 bytes", field="id")
-        if known is not None:
-            raise Conflict("this call id is taken", field="id")
-        if gw.stopping:
-            raise NoCapacity("this gateway is stopping; send the call again", retry_after_s=0.5)
-        if tables.key_expired(key):
-            raise Denied("the API key has expired")
-        if call.size > calls.INLINE_BYTES_MAX or len(frame) > CALL_FRAME_BYTES_MAX:
-            limit = calls.INLINE_BYTES_MAX >> 20
-            raise Invalid(f"the arguments take {call.size} bytes; at most {limit} MiB travel in a call", field="size")
-        if not call.timeout_s > 0 or not call.queue_timeout_s >= 0:
-            raise Invalid("timeout_s must be above 0, queue_timeout_s not below it", field="timeout_s")
-        if len(self.jobs) >= OPEN_CALLS_MAX:
-            raise QuotaExceeded(f"this client has {OPEN_CALLS_MAX} unfinished calls", retry_after_s=1.0)
-        route = gw.tables.endpoint(key.workspace_id, call.endpoint)
-        if route is None:
-            there = ", ".join(gw.tables.names(key.workspace_id)[:10]) or "none yet"
-            text = f"there is no endpoint `{call.endpoint}` in this workspace; there is {there}"
-            raise NotFound(text, field="endpoint")
-        if not tables.may_use(key, route):
-            raise Denied(f"this key may not call the endpoint `{route.name}`", field="endpoint")
-        spec = route.functions.get(call.function)
-        if spec is None:
-            there = ", ".join(sorted(route.functions)[:20]) or "none"
-            text = f"the endpoint `{route.name}:{route.tag}` has no function `{call.function}`; it has {there}"
-            raise NotFound(text, field="function")
-        return CallJob(gw, call, gw.pool(route), spec, key)
-
     def _on_late_cancel(self, header: calls.Cancel, job: CallJob | None) -> None:
         """A cancellation that survived a lost connection."""
+        if job is None and self._gw.sessions.cancel(self, header.id):
+            return
         if job is None or job.workspace_id != self.key.workspace_id:
             self.send(error_frame(header.id, Cancelled("cancelled; the call is not known here"), None, 1))
             return
@@ -266,7 +250,26 @@ class ClientLink(asyncio.Protocol, Timed):
             job.cancel(header.reason or "cancelled by the caller")
 
     def _on_part(self, job: CallJob, frame: bytes, payload_bytes: int) -> None:
-        if sum(other.bytes_held for other in self.jobs if other.state == UPLOADING) > UPLOAD_BYTES_MAX:
+        if sum(other.bytes_held for other in self.uploads) > UPLOAD_BYTES_MAX:
             job.fail(QuotaExceeded("too much is being sent at once; send it in turn", retry_after_s=1.0), started=False)
             return
         job.add_frame(frame, payload_bytes)
+
+
+def prepare_large() -> None:
+    """Let websockets mask large payloads with numpy from soon on; it is loaded when the first one comes, beside it."""
+    global _prepared
+    if _prepared:
+        return
+    _prepared = True
+
+    def load() -> None:
+        with contextlib.suppress(ImportError):
+            import numpy
+
+            websocket.mask_with(numpy)
+
+    threading.Thread(target=load, name="numpy", daemon=True).start()
+
+
+_prepared = False

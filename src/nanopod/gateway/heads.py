@@ -20,10 +20,13 @@ CACHE_MAX: Final = 512
 CACHED_HEAD_BYTES_MAX: Final = 4_096
 
 REASONS: Final = {
-    200: "OK", 201: "Created", 204: "No Content", 304: "Not Modified", 400: "Bad Request", 401: "Unauthorized",
-    402: "Payment Required", 403: "Forbidden", 404: "Not Found", 405: "Method Not Allowed", 409: "Conflict",
-    410: "Gone", 413: "Content Too Large", 415: "Unsupported Media Type", 417: "Expectation Failed",
-    422: "Unprocessable Content", 426: "Upgrade Required", 429: "Too Many Requests",
+    101: "Switching Protocols", 200: "OK", 201: "Created", 202: "Accepted", 204: "No Content", 206: "Partial Content",
+    301: "Moved Permanently", 302: "Found", 303: "See Other", 304: "Not Modified", 307: "Temporary Redirect",
+    308: "Permanent Redirect", 400: "Bad Request", 401: "Unauthorized", 402: "Payment Required", 403: "Forbidden",
+    404: "Not Found", 405: "Method Not Allowed", 406: "Not Acceptable", 408: "Request Timeout", 409: "Conflict",
+    410: "Gone", 412: "Precondition Failed", 413: "Content Too Large", 415: "Unsupported Media Type",
+    416: "Range Not Satisfiable", 417: "Expectation Failed", 418: "I'm a teapot", 422: "Unprocessable Content",
+    426: "Upgrade Required", 429: "Too Many Requests",
     431: "Request Header Fields Too Large", 500: "Internal Server Error", 501: "Not Implemented", 502: "Bad Gateway",
     503: "Service Unavailable", 504: "Gateway Timeout", 505: "HTTP Version Not Supported",
 }  # fmt: skip
@@ -93,7 +96,6 @@ def parse(data: bytes) -> Head:
     if version not in ("1.1", "1.0"):
         raise BadRequest(505, "only HTTP/1.1 and HTTP/1.0 are spoken here")
     head.http10 = version == "1.0"
-    head.keep_alive = parser.should_keep_alive()
     _collect(head)
     return head
 
@@ -128,7 +130,11 @@ def _collect(head: Head) -> None:
         if expect.lower() != "100-continue":
             raise BadRequest(417, "the only expectation is 100-continue")
         head.expects = True
-    if "upgrade" in headers.get("connection", "").lower():
+    # The parser's own verdict is gone once a message without a body is complete.
+    hop = headers.get("connection", "").lower()
+    words = {word.strip() for word in hop.split(",")} if hop else ()
+    head.keep_alive = "keep-alive" in words if head.http10 else "close" not in words
+    if "upgrade" in words:
         head.upgrade = headers.get("upgrade", "").lower()
     head.authorization = headers.get("authorization", "")
     target = head.target
@@ -239,6 +245,8 @@ def response(
 class Failed(Exception):
     """A request's own end: what the caller is told, in the shape of the OpenAI API."""
 
+    content_type = "application/json"
+
     def __init__(
         self, status: int, kind: str, code: str, message: str, *, param: str | None = None, extra: str = ""
     ) -> None:
@@ -259,6 +267,29 @@ class Failed(Exception):
     def event(self) -> bytes:
         """The same as an SSE event, for a stream that has begun."""
         return b"data: " + self.body() + b"\n\n"
+
+
+class Problem(Failed):
+    """The same below `/web/`: a problem document (RFC 9457) with the code as an extension."""
+
+    content_type = "application/problem+json"
+
+    def __init__(self, status: int, code: str, message: str, *, extra: str = "") -> None:
+        super().__init__(status, "problem", code, message, extra=extra)
+
+    def body(self) -> bytes:
+        """The problem as JSON."""
+        title = REASONS.get(self.status, "Error")
+        return bytes(
+            _json(
+                {"type": "about:blank", "title": title, "status": self.status, "detail": self.message,
+                 "code": self.code}
+            )
+        )  # fmt: skip
+
+    def event(self) -> bytes:
+        """The same as an SSE event of its own kind."""
+        return b"event: error\ndata: " + self.body() + b"\n\n"
 
 
 def unauthenticated() -> Failed:

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import time
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -18,6 +19,7 @@ import msgspec
 from nanopod.gateway.pool import Job, Pool
 from nanopod.gateway.wheel import Timed
 from nanopod.model import frames
+from nanopod.model.endpoint import DEFAULT_WORKLOAD
 from nanopod.model.wire import WorkerRow, WorkerState
 
 if TYPE_CHECKING:
@@ -32,6 +34,9 @@ REFUSED_S: Final = 0.05
 """A worker that handed a job back gets no other one for so long."""
 HELLO_S_MAX: Final = 10.0
 WRITE_BACKLOG_MAX: Final = 256 << 20
+LEAVING_S: Final = 30.0
+KEYS_MAX: Final = 8
+"""Route keys that a worker is taken to have at hand."""
 
 _U32: Final = Struct(">I")
 _U16: Final = Struct(">H")
@@ -106,8 +111,8 @@ class WorkerLink(asyncio.Protocol, Timed):
     __slots__ = (
         "_announced_at", "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until",
         "_release", "_seen", "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine",
-        "epoch", "greeted", "in_flight", "instance_id", "perf", "pool", "ready", "revision_id", "slots",
-        "state_detail", "usable",
+        "epoch", "greeted", "in_flight", "instance_id", "keys", "load", "perf", "pool", "ready", "revision_id",
+        "sessions", "slots", "state_detail", "usable",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
@@ -134,6 +139,13 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.engine = ""
         self.continuation = "none"
         self.in_flight = 0
+        """Taken slots; those that are lent are free."""
+        self.load = 0.0
+        """Workload of the jobs on it."""
+        self.keys: dict[str, None] = {}
+        """Route keys that it had last, the newest at the end."""
+        self.sessions = 0
+        """Sessions that are pinned to it."""
         self.perf: float | None = None
         self.state_detail = ""
         self.greeted = False
@@ -144,11 +156,27 @@ class WorkerLink(asyncio.Protocol, Timed):
 
     # --- what pools and jobs ask ---
 
+    @property
+    def leaving(self) -> bool:
+        """True when its end is announced and near: what is lost with it was preempted."""
+        doomed_at = self.doomed_at
+        return self.draining or (doomed_at is not None and doomed_at - time.time() < LEAVING_S)
+
     def has_room(self, job: Job, now: float) -> bool:
-        """True when a slot, and one of the job's function, is free."""
-        if self.in_flight >= self.slots or now < self._refused_until:
+        """True when a slot, and one of the job's function, is free, and what it has will not keep it busy for too long.
+
+        A worker's expected wait is the workload it has by its measured speed. Usual calls in its slots never count as
+        too much: only calls that are heavier than most of their function.
+        """
+        if (self.in_flight >= self.slots and not job.slotless) or now < self._refused_until:
             return False
-        return not job.function or self._by_function.get(job.function, 0) < job.concurrency
+        function = job.function
+        if function and self._by_function.get(function, 0) >= job.concurrency:
+            return False
+        perf = self.perf
+        if perf and self.load > perf * job.queue_s_max:
+            return self.load <= min(self.slots, job.concurrency) * job.pool.usual.get(function, DEFAULT_WORKLOAD)
+        return True
 
     def open(self, job: Job, head: bytes, body: bytes, *, end: bool = True) -> int:
         """Open a stream for `job`; its number. The OPEN frame leaves with this pass."""
@@ -156,9 +184,12 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._next = stream + 1
         self._streams[stream] = job
         self.in_flight += 1
+        self.load += job.workload
         function = job.function
         if function:
             self._by_function[function] = self._by_function.get(function, 0) + 1
+        if job.route_key:
+            self._had(job.route_key)
         job.link = self
         job.stream = stream
         size = 2 + len(head) + len(body)
@@ -193,13 +224,45 @@ class WorkerLink(asyncio.Protocol, Timed):
         """The job's stream is over: free its slot."""
         if self._streams.pop(job.stream, None) is not job:
             return
+        # Sums of floats drift: an idle worker has no load.
+        self.load = self.load - job.workload if self._streams else 0.0
+        job.link = None
+        job.stream = 0
+        if job.lent:
+            job.lent = False
+            return
         self.in_flight -= 1
         function = job.function
         if function:
             self._by_function[function] -= 1
-        job.link = None
-        job.stream = 0
-        self.pool.released()
+        self.pool.released(self)
+
+    def lend(self, job: Job) -> None:
+        """The job waits for calls of its own: its slot, and that of its function, are free meanwhile."""
+        if job.lent or self._streams.get(job.stream) is not job:
+            return
+        job.lent = True
+        self.in_flight -= 1
+        if job.function:
+            self._by_function[job.function] -= 1
+        self.pool.released(self)
+
+    def take_back(self, job: Job) -> None:
+        """The job goes on: it has its slot again, even if that makes one too many for a moment."""
+        if not job.lent:
+            return
+        job.lent = False
+        self.in_flight += 1
+        self.pool.in_flight += 1
+        if job.function:
+            self._by_function[job.function] += 1
+
+    def _had(self, key: str) -> None:
+        keys = self.keys
+        keys.pop(key, None)
+        keys[key] = None
+        if len(keys) > KEYS_MAX:
+            del keys[next(iter(keys))]
 
     def refused(self) -> None:
         """The worker handed a job back: give it a moment."""
@@ -210,6 +273,10 @@ class WorkerLink(asyncio.Protocol, Timed):
         if not self._release:
             self._gw.releasing.append(self)
         self._release.append(call_id)
+
+    def release_now(self, call_id: bytes) -> None:
+        """The same, before anything that is sent later: the call may be opened here again."""
+        self._write(frames.pack(frames.RELEASE, 0, call_id))
 
     def flush_releases(self) -> None:
         """Send the RELEASE frames that are due."""
@@ -225,10 +292,15 @@ class WorkerLink(asyncio.Protocol, Timed):
         """The tables say something new about this worker; None: it is not known any more and gets no new work."""
         if row is None:
             self.usable = False
+            if self.sessions:
+                self._gw.sessions.leaving(self)
             return
+        self.revision_id = row.revision_id  # a worker that takes new function bodies belongs to another one then
         if row.doomed_at != self._announced_at:
             self.doomed_at = self._announced_at = row.doomed_at  # an end that was announced may be taken back
         self.usable = self.ready and not self.draining and not row.draining
+        if self.sessions and (self.draining or row.draining):
+            self._gw.sessions.leaving(self)
 
     def _write(self, data: bytes) -> None:
         self._out.append(data)
@@ -316,6 +388,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._write(frames.pack(frames.WELCOME, 0, _json(welcome)))
         self._gw.wheel.at(self, self._gw.now + PING_S)
         self.pool.links.append(self)
+        self._gw.sessions.linked(self)
         self._gw.recall.adopt(self, hello.calls)
         self._became(hello.ready)
 
@@ -380,6 +453,8 @@ class WorkerLink(asyncio.Protocol, Timed):
         for job in list(self._streams.values()):
             self.close_stream(job)
             job.on_link_lost(self, reason)
+        if self.sessions:
+            self._gw.sessions.link_lost(self)
         self.pool.poke()
 
     def connection_lost(self, exc: Exception | None) -> None:

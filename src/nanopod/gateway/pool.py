@@ -1,33 +1,59 @@
 """Workers and waiting jobs of one endpoint: who is taken next, and by whom. No IO.
 
-A job waits here, never at a worker that may be reclaimed. Within a function the order is priority, then arrival; a job
-that comes back (its worker refused it or was lost) keeps its place.
+A job waits here, never at a worker that may be reclaimed. Within a line the order is priority, then arrival; a job that
+comes back (its worker refused it or was lost) keeps its place. There is a line per function (and per revision while a
+canary runs), and lines of their own for calls that only one worker may have.
 """
 
 from __future__ import annotations
 
-import heapq
+import hashlib
 import random
 from typing import TYPE_CHECKING, Final, Protocol
 
+from nanopod.gateway.lines import Entry, Line
+from nanopod.gateway.retrying import Budget
 from nanopod.gateway.wheel import Timed
+from nanopod.model.endpoint import DEFAULT_WORKLOAD
 from nanopod.model.wire import EndpointSample, RouteRow
 
 if TYPE_CHECKING:
     from nanopod.gateway.links import WorkerLink
 
-WAITING_MAX: Final = 10_000
+WAITING_MAX: Final = 16_384
 WAITING_BYTES_MAX: Final = 64 << 20
 PROCESS_BYTES_MAX: Final = 256 << 20
 DEMAND_S: Final = 1.0
+LEARN: Final = 0.1
+"""Weight of the newest call in the usual workload of a function."""
+FUNCTIONS_LEARNED_MAX: Final = 1000
 
 
 class Job(Timed):
     """A request or call on its way to a worker. Subclasses know what travels."""
 
     __slots__ = (
-        "bytes_held", "concurrency", "epoch", "function", "link", "pool", "priority", "seq", "stream", "waiting",
+        "__dict__", "bytes_held", "concurrency", "epoch", "function", "link", "pool", "priority", "seq", "stream",
+        "waiting", "workload",
     )  # fmt: skip
+
+    # What few jobs have is kept in `__dict__`, so that the others neither set nor store it.
+    line: str = ""
+    """The line it waits in; "": its function's."""
+    wanted: str = ""
+    """The revision that it was drawn for; "": the endpoint's own."""
+    pin: str = ""
+    """The only instance that may have it; "": any."""
+    route_key: str = ""
+    """A worker that had this key before is preferred."""
+    queue_s_max: float = float("inf")
+    """A worker whose work in flight takes longer than this gets no more of it."""
+    lent: bool = False
+    """Its slot is lent: it waits for calls of its own."""
+    slotless: bool = False
+    """It needs a worker, but no slot of it."""
+    parting: bool = False
+    """It may go to a worker that gets no new work any more, but does not end yet."""
 
     def __init__(self, pool: Pool, function: str = "", concurrency: int = 1 << 30, priority: int = 0) -> None:
         super().__init__()
@@ -42,6 +68,7 @@ class Job(Timed):
         self.link: WorkerLink | None = None
         self.stream = 0
         self.waiting = False
+        self.workload = DEFAULT_WORKLOAD
 
     def fits(self, link: WorkerLink) -> bool:
         """False when this job may not go to this worker."""
@@ -69,6 +96,8 @@ class Host(Protocol):
 
     now: float
     waiting_bytes: int
+    links: dict[str, WorkerLink]
+    """By instance."""
 
     def demand(self, endpoint_id: str, waiting: int) -> None:
         """Tell the server that somebody waits at an endpoint without a ready worker."""
@@ -81,15 +110,18 @@ class Pool:
     """One endpoint as this process sees it."""
 
     __slots__ = (
-        "_area", "_area_at", "_demanded_at", "_heaps", "_host", "_seq", "active", "in_flight", "links", "requests",
-        "route", "total", "waiting", "waiting_bytes", "workload",
+        "_area", "_area_at", "_demanded_at", "_host", "_lines", "_pinned", "_revisions", "_seq", "active", "budget",
+        "in_flight", "links", "requests", "route", "total", "usual", "waiting", "waiting_bytes", "workload",
     )  # fmt: skip
 
     def __init__(self, host: Host, route: RouteRow) -> None:
         self._host = host
         self.route = route
         self.links: list[WorkerLink] = []
-        self._heaps: dict[str, list[tuple[int, int, Job]]] = {}
+        self._lines: dict[str, Line] = {}
+        self._pinned: dict[str, dict[str, Line]] = {}
+        """{instance id: its lines}"""
+        self._revisions: dict[str, list[int]] = {}
         self._seq = 0
         self._demanded_at = -DEMAND_S
         self._area = 0.0
@@ -101,6 +133,9 @@ class Pool:
         self.requests = 0
         self.workload = 0.0
         self.active = False
+        self.budget = Budget()
+        self.usual: dict[str, float] = {}
+        """What a call of a function is usually worth, by the calculators that workers ran."""
 
     # --- load, for the autoscaler ---
 
@@ -123,41 +158,91 @@ class Pool:
         self._area_at = now
         self.total -= 1
 
+    def ended(self, revision_id: str, failed: bool) -> None:
+        """A try ended on a worker of this revision; `failed`: by the revision's fault, as far as one can tell."""
+        counts = self._revisions.get(revision_id)
+        if counts is None:
+            counts = self._revisions[revision_id] = [0, 0]
+        counts[0] += 1
+        counts[1] += failed
+        self.active = True
+
+    def learn(self, function: str, workload: float) -> None:
+        """A worker computed what a call was worth."""
+        before = self.usual.get(function)
+        if before is None:
+            if len(self.usual) >= FUNCTIONS_LEARNED_MAX:
+                self.usual.clear()
+            self.usual[function] = workload
+        else:
+            self.usual[function] = before + LEARN * (workload - before)
+
     def sample(self, span_s: float) -> EndpointSample:
         """The load since the last sample, which was `span_s` ago; starts the next one."""
         now = self._host.now
         area = self._area + self.total * (now - self._area_at)
         mean = area / span_s if span_s > 0 else float(self.total)
-        found = EndpointSample(self.route.endpoint_id, mean, self.requests, self.waiting, self.in_flight, self.workload)
+        ended = {revision: (count, failed) for revision, (count, failed) in self._revisions.items()}
+        self._revisions = {}
+        self.budget.called(now, self.requests)
+        found = EndpointSample(
+            self.route.endpoint_id, mean, self.requests, self.waiting, self.in_flight, self.workload, ended
+        )
         self._area, self._area_at, self.requests, self.workload = 0.0, now, 0, 0.0
         self.active = self.total > 0 or found.requests > 0 or mean > 0
         return found
 
     # --- workers ---
 
-    def ready(self) -> list[WorkerLink]:
-        """Workers that take work: those of the current revision, or of an older one while none of it is ready."""
+    def draw(self, job: Job, key: bytes) -> None:
+        """Choose the job's revision by the hash of its id: the same one in every try, on every gateway."""
+        route = self.route
+        if route.canary_percent <= 0 or not route.canary_revision_id:
+            return
+        drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % 100
+        job.wanted = route.canary_revision_id if drawn < route.canary_percent else route.revision_id
+        job.line = f"{job.function}\0{job.wanted}"
+
+    def ready(self, wanted: str = "") -> list[WorkerLink]:
+        """Workers that take work: those of the revision that is asked for, else (while none of it is ready) of the
+        endpoint's own, else of any."""
         usable = [link for link in self.links if link.usable]
+        if wanted:
+            found = [link for link in usable if link.revision_id == wanted]
+            if found:
+                return found
         revision = self.route.revision_id
         current = [link for link in usable if link.revision_id == revision]
         return current or usable
 
     def choose(self, job: Job) -> WorkerLink | None:
-        """A worker with room for `job`: undoomed first, then the less loaded of two drawn at random."""
-        links = self.links
+        """A worker with room for `job`: one with its key, then an undoomed one, then the less loaded of two drawn."""
         now = self._host.now
+        links = self.links
+        if job.pin:
+            link = self._host.links.get(job.pin)
+            if link is None or not (link.usable or (job.parting and link.ready and not link.draining)):
+                return None
+            return link if link.has_room(job, now) else None
         if len(links) == 1:
             link = links[0]
             return link if link.usable and link.has_room(job, now) and job.fits(link) else None
-        found = [link for link in self.ready() if link.has_room(job, now) and job.fits(link)]
+        found = [link for link in self.ready(job.wanted) if link.has_room(job, now) and job.fits(link)]
         if len(found) < 2:
             return found[0] if found else None
         safe = [link for link in found if link.doomed_at is None]
         found = safe or found
+        key = job.route_key
+        if key:
+            having = [link for link in found if key in link.keys]
+            # Who must load it anew should be the one that loses least by it.
+            return min(having or found, key=lambda link: (link.in_flight, len(link.keys)))
         if len(found) == 1:
             return found[0]
         one, two = random.sample(found, 2)
-        return one if one.in_flight <= two.in_flight else two
+        if one.perf and two.perf:
+            return one if (one.load + job.workload) / one.perf <= (two.load + job.workload) / two.perf else two
+        return one if one.slots - one.in_flight >= two.slots - two.in_flight else two
 
     # --- jobs ---
 
@@ -169,12 +254,16 @@ class Pool:
             or self._host.waiting_bytes + size > PROCESS_BYTES_MAX
         )
 
+    def _lines_of(self, job: Job) -> dict[str, Line]:
+        return self._pinned.setdefault(job.pin, {}) if job.pin else self._lines
+
     def submit(self, job: Job) -> bool:
         """Send `job` to a worker now (True) or let it wait (False). A failed route fails it at once."""
         if not job.seq:
             self._seq += 1
             job.seq = self._seq
-        if not self._heaps.get(job.function):
+        lines = self._pinned.get(job.pin) if job.pin else self._lines
+        if not lines or not lines.get(job.line or job.function):
             link = self.choose(job)
             if link is not None:
                 self.in_flight += 1
@@ -184,22 +273,44 @@ class Pool:
         self.waiting += 1
         self.waiting_bytes += job.bytes_held
         self._host.waiting_bytes += job.bytes_held
-        heapq.heappush(self._heaps.setdefault(job.function, []), (-job.priority, job.seq, job))
+        lines = self._lines_of(job)
+        name = job.line or job.function
+        line = lines.get(name)
+        if line is None:
+            line = lines[name] = Line()
+        line.push(job)
         self.poke()
         return False
 
     def withdraw(self, job: Job) -> None:
-        """Take a waiting job out (its place in the heap is dropped when it comes up)."""
-        if job.waiting:
-            job.waiting = False
-            self._dequeued(job)
-            if not self.waiting:
-                self._heaps.clear()
+        """Take a waiting job out; it has no place any more."""
+        if not job.waiting:
+            return
+        job.waiting = False
+        job.seq = 0
+        self._dequeued(job)
+        if not self.waiting:
+            self._lines.clear()
+            self._pinned.clear()
+            return
+        lines = self._lines_of(job)
+        line = lines.get(job.line or job.function)
+        if line is not None:
+            line.left()
+            self._tidy(job, line)
 
     def _dequeued(self, job: Job) -> None:
         self.waiting -= 1
         self.waiting_bytes -= job.bytes_held
         self._host.waiting_bytes -= job.bytes_held
+
+    def _tidy(self, job: Job, line: Line) -> None:
+        """Forget a line that nobody waits in."""
+        if not line:
+            lines = self._lines_of(job)
+            lines.pop(job.line or job.function, None)
+            if job.pin and not lines:
+                del self._pinned[job.pin]
 
     def poke(self) -> None:
         """Call for a worker (at most once a second) while jobs wait and none is ready; fail them if none can start."""
@@ -218,36 +329,45 @@ class Pool:
 
     def waiting_jobs(self) -> list[Job]:
         """Jobs that wait, first in line first."""
-        entries = sorted((entry for heap in self._heaps.values() for entry in heap), key=lambda entry: entry[:2])
-        return [job for _, _, job in entries if job.waiting]
+        lines = [*self._lines.values(), *(line for own in self._pinned.values() for line in own.values())]
+        entries = sorted((entry for line in lines for entry in line.entries()), key=lambda entry: entry[:2])
+        return [job for _, _, job in entries]
 
-    def pump(self) -> None:
-        """Give waiting jobs to workers with room, oldest first. A full function does not hold up the others."""
+    def pump(self, link: WorkerLink | None = None) -> None:
+        """Give waiting jobs to workers with room, oldest first. A full function does not hold up the others.
+
+        `link`: the only worker whose room may have changed; lines that belong to others are not looked at then.
+        """
         if not self.waiting:
             return
-        blocked: set[str] = set()
-        while self.waiting:
-            best: tuple[int, int, Job] | None = None
-            for function, heap in self._heaps.items():
-                while heap and not heap[0][2].waiting:
-                    heapq.heappop(heap)
-                if heap and function not in blocked and (best is None or heap[0][:2] < best[:2]):
-                    best = heap[0]
+        lines = list(self._lines.values())
+        if self._pinned:
+            of = self._pinned.values() if link is None else [self._pinned.get(link.instance_id, {})]
+            lines += [line for own in of for line in own.values()]
+        while lines and self.waiting:
+            best: Entry | None = None
+            place = 0
+            for index, line in enumerate(lines):
+                entry = line.head()
+                if entry is not None and (best is None or entry[:2] < best[:2]):
+                    best, place = entry, index
             if best is None:
                 return
             job = best[2]
-            link = self.choose(job)
-            if link is None:
-                blocked.add(job.function)
+            chosen = self.choose(job)
+            line = lines[place]
+            if chosen is None:
+                del lines[place]
                 continue
-            heapq.heappop(self._heaps[job.function])
+            line.pop()
             job.waiting = False
             self._dequeued(job)
+            self._tidy(job, line)
             self.in_flight += 1
-            job.dispatch(link)
+            job.dispatch(chosen)
 
-    def released(self) -> None:
+    def released(self, link: WorkerLink) -> None:
         """A job left its worker: its slot is free."""
         self.in_flight -= 1
         if self.waiting:
-            self.pump()
+            self.pump(link)

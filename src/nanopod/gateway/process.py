@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import msgspec
 
 from nanopod.gateway import tables
+from nanopod.gateway.caching import Results
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.calls import CallJob
 from nanopod.gateway.heads import HeadCache
@@ -26,14 +27,20 @@ from nanopod.gateway.pool import Pool
 from nanopod.gateway.recall import Kept, Recall
 from nanopod.gateway.relay import DOOMED_S, Request
 from nanopod.gateway.server import HttpConnection
+from nanopod.gateway.sessions import Sessions
 from nanopod.gateway.surface import Surface
+from nanopod.gateway.webjob import WebJob
+from nanopod.gateway.webroutes import WebTables
+from nanopod.gateway.websockets import SocketSide
 from nanopod.gateway.wheel import TICK_S, Wheel
+from nanopod.model import websocket
 from nanopod.model.endpoint import Failure
 from nanopod.model.errors import Conflict, Invalid
 from nanopod.model.layout import Layout
 from nanopod.model.wire import (
     AnyMessage,
     Demand,
+    Fault,
     GatewayHello,
     Message,
     MeterAck,
@@ -87,9 +94,13 @@ class Gateway:
         self.links: dict[str, WorkerLink] = {}
         self.clients: set[ClientLink] = set()
         self.connections: set[HttpConnection] = set()
+        self.websockets: set[SocketSide] = set()
+        self.web_tables = WebTables()
         self.calls: dict[bytes, CallJob] = {}
         self.recall = Recall(self)
         self.kept = Kept(self)
+        self.results = Results()
+        self.sessions = Sessions(self)
         self.dirty: list[Dirty] = []
         self.just_started: list[CallJob] = []
         self.releasing: list[WorkerLink] = []
@@ -194,6 +205,10 @@ class Gateway:
             self._on_tables(message)
         elif isinstance(message, MeterAck):
             self.meter.acked(message.segment_id)
+        elif isinstance(message, Fault):
+            from nanopod.gateway import faults
+
+            faults.apply(self, message)
         self.flush()
 
     def table_age_s(self) -> float | None:
@@ -211,6 +226,8 @@ class Gateway:
         self.recall.recover()
         for client in list(self.clients):
             client.check_key()
+        for side in list(self.websockets):
+            side.check_key()
         for link in list(self.links.values()):
             row = known.workers.get(link.instance_id)
             if row is not None and row.epoch > link.epoch:
@@ -245,6 +262,7 @@ class Gateway:
         for pool in list(self.pools.values()):
             if pool.waiting:
                 pool.pump()
+                pool.poke()
         if now >= self._next_sample:
             self._next_sample = now + SAMPLE_S
             self._sample(now)
@@ -267,6 +285,8 @@ class Gateway:
                 for job in link.jobs():
                     if isinstance(job, Request):
                         job.move_off("its worker is being reclaimed")
+                    elif isinstance(job, CallJob) and job.moves_off:
+                        job.move_off()
 
     async def ticking(self) -> None:
         """Drive `tick` until cancelled."""
@@ -337,6 +357,9 @@ class Gateway:
         self.stopping = True
         for connection in list(self.connections):
             connection.shut()
+        for side in list(self.websockets):
+            side.leave(websocket.GOING_AWAY, "the gateway is stopping")
+        self.flush()
         deadline = self.loop.time() + DRAIN_S_MAX
         while any(pool.in_flight for pool in self.pools.values()):
             if self.loop.time() >= deadline:
@@ -344,7 +367,7 @@ class Gateway:
             await asyncio.sleep(0.02)
         for pool in self.pools.values():
             for job in pool.waiting_jobs():
-                if isinstance(job, Request):
+                if isinstance(job, Request | WebJob):
                     job.stopping()
         for client in list(self.clients):
             client.close(1001, "the gateway is stopping")

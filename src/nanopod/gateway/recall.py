@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
-from nanopod.gateway.calls import HELD, LEASE_S, RESUME_S, CallJob
+from nanopod.gateway.called import HELD, RESUME_S, Called
+from nanopod.gateway.calls import LEASE_S, CallJob
 from nanopod.gateway.journal import Dispatch
 from nanopod.model import calls
 from nanopod.model.wire import KeyRow
@@ -31,7 +32,7 @@ class Recall:
         """The worker of this call is away."""
         self._held.setdefault(instance_id, {})[job.id] = job
 
-    def drop(self, job: CallJob) -> None:
+    def drop(self, job: Called) -> None:
         """This call waits for no worker any more."""
         held = self._held.get(job.instance_id)
         if held is not None and held.pop(job.id, None) is not None and not held:
@@ -73,7 +74,7 @@ class Recall:
         job.arrival = dispatch.t_arrival
         job.attempt = dispatch.attempt
         job.resume_until = gw.now + LEASE_S + RESUME_S
-        job.pool.enter(job.workload)
+        job.enter()
         gw.calls[job.id] = job
         return job
 
@@ -103,10 +104,10 @@ class Kept:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gw = gateway
-        self._jobs: OrderedDict[bytes, tuple[CallJob, float, int]] = OrderedDict()
+        self._jobs: OrderedDict[bytes, tuple[Called, float, int]] = OrderedDict()
         self._bytes = 0
 
-    def add(self, job: CallJob) -> None:
+    def add(self, job: Called) -> None:
         """Keep a finished call's frames."""
         size = sum(map(len, job.finished_frames))
         self._jobs[job.id] = (job, self._gw.now + KEPT_S, size)

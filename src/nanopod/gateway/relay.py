@@ -303,6 +303,7 @@ class Request(Asked):
             self._lost_for_good(Failed(502, "server_error", "internal_error", "the worker ended without an answer"))
             return
         self._gw.meter.pending.append(self._record(self._status, usage))
+        self.pool.ended(self._revision_id, self._status >= 500)
         self._close()
         if self._sse:
             if self._events is not None:
@@ -428,6 +429,7 @@ class Request(Asked):
 
     def _lost_for_good(self, failed: Failed) -> None:
         link = self.link
+        self.pool.ended(self._revision_id, failed.status >= 500)
         if link is not None:
             link.reset(self, frames.CANCELLED, failed.code)
         if self._delivered:

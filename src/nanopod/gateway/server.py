@@ -66,8 +66,8 @@ class HttpConnection(asyncio.Protocol, Timed):
 
     __slots__ = (
         "_body", "_buffer", "_chunks", "_dirty", "_gw", "_handler", "_head", "_left", "_out", "_phase", "_pieces",
-        "_stalled_at", "_tail", "_transport", "chunked", "close_after", "deadline", "exchange", "head_only",
-        "paused",
+        "_stalled_at", "_stopped_reading", "_streaming", "_tail", "_transport", "chunked", "close_after", "deadline",
+        "exchange", "head_only", "paused",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway) -> None:
@@ -86,6 +86,10 @@ class HttpConnection(asyncio.Protocol, Timed):
         self._tail = b""
         self._dirty = False
         self._stalled_at = 0.0
+        self._stopped_reading = False
+        """The body's taker asked for a pause."""
+        self._streaming = False
+        """The head of a streamed answer was sent."""
         self.exchange: Exchange | None = None
         self.paused = False
         self.chunked = False
@@ -150,6 +154,9 @@ class HttpConnection(asyncio.Protocol, Timed):
                 self.abort()
                 return
             self._gw.wheel.at(self, now + 5.0)
+        elif self._phase == BODY and self._stopped_reading:
+            # It is not the caller who is slow.
+            self._gw.wheel.at(self, now + 5.0)
         elif now >= self.deadline:
             self._transport.abort() if self._phase == LINGER else self._transport.close()
         else:
@@ -157,6 +164,12 @@ class HttpConnection(asyncio.Protocol, Timed):
 
     def _due(self, seconds: float) -> None:
         self.deadline = self._gw.now + seconds
+
+    @property
+    def peer(self) -> tuple[str, int]:
+        """The caller's address and port; ("", 0) behind a unix socket."""
+        found = self._transport.get_extra_info("peername") if self._transport is not None else None
+        return (str(found[0]), int(found[1])) if isinstance(found, tuple) and len(found) >= 2 else ("", 0)
 
     @property
     def idle(self) -> bool:
@@ -236,6 +249,9 @@ class HttpConnection(asyncio.Protocol, Timed):
 
     def _refuse(self, error: BadRequest) -> None:
         self._left = 1
+        if error.status == 413 and self._head is not None:
+            self.fail(self._gw.surface.too_large(self._head, self._gw.surface.body_limit(self._head)), close=True)
+            return
         self.fail(Failed(error.status, "invalid_request_error", "bad_request", str(error)), close=True)
 
     def _begin(self, head: Head) -> None:
@@ -244,6 +260,7 @@ class HttpConnection(asyncio.Protocol, Timed):
         self.head_only = head.method == "HEAD"
         self.close_after = not head.keep_alive or self._gw.stopping
         self.chunked = False
+        self._stopped_reading = self._streaming = False
         self.exchange = None
         found = self._gw.surface.route(self, head)
         if found is None:
@@ -252,7 +269,7 @@ class HttpConnection(asyncio.Protocol, Timed):
         has_body = head.chunked or head.length > 0
         if head.length > limit:
             self._left = 1
-            self.fail(heads.invalid("request_too_large", f"the body is above {limit} bytes", status=413), close=True)
+            self.fail(self._gw.surface.too_large(head, limit), close=True)
             return
         if refused is not None and (head.chunked or head.length > 65_536 or head.expects):
             # Not worth reading the body for: say no and close.
@@ -297,6 +314,9 @@ class HttpConnection(asyncio.Protocol, Timed):
                 pieces = [data]
                 end = not self._left
         except BadRequest as error:
+            if self._streaming:
+                self.abort()
+                return
             self._gone()
             self._refuse(error)
             return
@@ -341,6 +361,9 @@ class HttpConnection(asyncio.Protocol, Timed):
 
     def pause_body(self, paused: bool) -> None:
         """Stop or go on reading the request body (the upstream cannot take it as fast)."""
+        if self._stopped_reading and not paused:
+            self._due(BODY_S_MAX)
+        self._stopped_reading = paused
         if self._transport is not None and self._phase != CLOSED:
             self._transport.pause_reading() if paused else self._transport.resume_reading()
 
@@ -372,10 +395,11 @@ class HttpConnection(asyncio.Protocol, Timed):
         self.close_after = self.close_after or close
         if "x-request-id" not in failed.extra + extra:
             extra += f"x-request-id: {self._gw.request_id()}\r\n"
-        self.respond(failed.status, failed.body(), extra=failed.extra + extra)
+        self.respond(failed.status, failed.body(), content_type=failed.content_type, extra=failed.extra + extra)
 
     def start_stream(self, head: bytes, *, chunked: bool) -> None:
         """Send the head of a streamed answer (without framing lines); pieces follow."""
+        self._streaming = True
         self.chunked = chunked and not (self._head is not None and self._head.http10)
         if chunked and not self.chunked:
             self.close_after = True
@@ -385,6 +409,10 @@ class HttpConnection(asyncio.Protocol, Timed):
     def finish(self) -> None:
         """The answer is complete: the next request may come, or the connection ends."""
         self.exchange = None
+        if self._phase == BODY:
+            # Whatever is left of this body belongs to nobody, and must not be read as a request.
+            self.close_after = True
+            self._left = self._left or 1
         if self.chunked and not self.head_only:
             self._tail = b"0\r\n\r\n"
         self.chunked = False

@@ -17,6 +17,9 @@ from nanopod.gateway.links import WorkerLink, admit
 from nanopod.gateway.proxy import Proxied
 from nanopod.gateway.relay import Request
 from nanopod.gateway.server import Handler, HttpConnection, Refused, Streamer
+from nanopod.gateway.web import route_web
+from nanopod.gateway.webjob import BODY_BYTES_MAX as WEB_BODY_BYTES_MAX
+from nanopod.gateway.webroutes import PREFIX as WEB_PREFIX
 from nanopod.model import calls, frames, websocket
 from nanopod.model.wire import KeyRow, RouteRow
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 BLOB_BYTES_MAX: Final = 256 << 20
 IMAGE_PART_BYTES_MAX: Final = 5 << 30
 """A part of an image; it is streamed through and never held."""
+CALLS_BYTES_MAX: Final = 64 << 20
+"""Calls that are spawned with one request."""
 INFERENCE: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
@@ -72,12 +77,23 @@ class Surface:
 
     def body_limit(self, head: Head | None) -> int:
         """Largest body of a request, in bytes."""
+        if head is not None and head.path.startswith(WEB_PREFIX):
+            return WEB_BODY_BYTES_MAX
         if head is not None and head.method in ("PUT", "POST"):
-            if head.path.startswith("/v1/blobs/"):
+            if head.path.startswith(("/v1/blobs/", "/v1/spills/")):
                 return BLOB_BYTES_MAX
             if head.path.startswith("/v1/images/") and "/parts" in head.path:
                 return IMAGE_PART_BYTES_MAX
+            if head.path == "/v1/calls":
+                return CALLS_BYTES_MAX
         return heads.BODY_BYTES_MAX
+
+    def too_large(self, head: Head, limit: int) -> Failed:
+        """413, in the shape that the path speaks."""
+        text = f"the body is above {limit} bytes"
+        if head.path.startswith(WEB_PREFIX):
+            return heads.Problem(413, "request_too_large", text)
+        return heads.invalid("request_too_large", text, status=413)
 
     def route(self, connection: HttpConnection, head: Head) -> Routed | None:
         """(streamer, handler, refusal, body limit) for a request; None when it was upgraded."""
@@ -92,6 +108,9 @@ class Surface:
                 return self._client_link(connection, head)
             if path == "/v1/worker-link":
                 return self._worker_link(connection, head)
+            if path.startswith(WEB_PREFIX):
+                limit = WEB_BODY_BYTES_MAX
+                return route_web(self._gw, connection, head)
             if path == "/v1/models" or path.startswith("/v1/models/"):
                 return None, self._models, self._check_get(head), limit
             if path.startswith(NOT_OFFERED) or path.startswith(("/v1/responses/", "/v1/audio/")):

@@ -52,14 +52,27 @@ def load(path: Path) -> Tables | None:
 class Known:
     """One version of the tables with its indexes. Look-ups are dict gets."""
 
-    __slots__ = ("_auth", "_names", "keys", "models", "pepper", "routes", "version", "workers")
+    __slots__ = (
+        "_auth",
+        "_names",
+        "_tokens",
+        "default_workspace",
+        "keys",
+        "models",
+        "pepper",
+        "routes",
+        "version",
+        "workers",
+    )
 
     def __init__(self, tables: Tables | None = None) -> None:
         self.version = tables.version if tables else -1
         self.pepper = tables.pepper if tables else b""
         self.keys: dict[str, KeyRow] = tables.keys if tables else {}
         self.routes: dict[str, RouteRow] = tables.routes if tables else {}
+        self.default_workspace = tables.default_workspace if tables else ""
         self.workers: dict[str, WorkerRow] = tables.workers if tables else {}
+        self._tokens = {row.token_digest: row for row in self.workers.values()}
         self._auth: dict[str, KeyRow] = {}
         self._names: dict[tuple[str, str], RouteRow] = {}
         self.models: dict[str, dict[str, RouteRow]] = {}
@@ -81,7 +94,8 @@ class Known:
             scheme, _, key = authorization.partition(" ")
             if scheme.lower() != "bearer" or len(authorization) > AUTHORIZATION_BYTES_MAX:
                 return None
-            row = self.keys.get(hmac.digest(self.pepper, key.strip().encode(), hashlib.sha256).hex())
+            secret = key.strip().encode()
+            row = self.keys.get(hmac.digest(self.pepper, secret, hashlib.sha256).hex()) or self._worker_key(secret)
             if row is None:
                 return None
             if len(self._auth) >= CACHE_MAX:
@@ -90,6 +104,14 @@ class Known:
         if row.expires_at is not None and row.expires_at <= time.time():
             return None
         return row
+
+    def _worker_key(self, secret: bytes) -> KeyRow | None:
+        """A join token as a key: code on a worker may call what its workspace has."""
+        worker = self._tokens.get(hashlib.sha256(secret).hexdigest())
+        route = self.routes.get(worker.endpoint_id) if worker is not None else None
+        if worker is None or route is None:
+            return None
+        return KeyRow(worker.instance_id, route.workspace_id, ("call",))
 
     def endpoint(self, workspace_id: str, name: str) -> RouteRow | None:
         """The endpoint with this id, `name` or `name:tag` in a workspace."""
@@ -112,7 +134,8 @@ class Known:
 
 def may_call(key: KeyRow) -> bool:
     """True when the key's scopes allow inference and function calls."""
-    return "admin" in key.scopes or "call" in key.scopes
+    scopes = key.scopes
+    return "admin" in scopes or "call" in scopes or "internal" in scopes
 
 
 def may_use(key: KeyRow, route: RouteRow) -> bool:

@@ -89,6 +89,8 @@ class Call(Frame, frozen=True, tag="call"):
     on_behalf: str = ""
     """Key id to meter for; believed only of the server's own keys (scope `internal`)."""
     traceparent: str = ""
+    codec: str = ""
+    """How the payload and the answer are written: "" as `model.codec` does, or `model.vastjson.CODEC`."""
 
 
 class Part(Frame, frozen=True, tag="part"):
@@ -207,21 +209,32 @@ def encode(header: Header, payload: bytes = b"") -> bytes:
 
 def decode(frame: bytes) -> tuple[Header, bytes]:
     """(header, payload). Raises `ValueError` for anything that is not a frame."""
+    header, start = decode_head(frame)
+    return header, frame[start:]
+
+
+def decode_head(frame: bytes) -> tuple[Header, int]:
+    """(header, where the payload starts), for who passes the frame on. Raises `ValueError` as `decode` does."""
     if len(frame) < 4:
         raise ValueError("a call frame has at least 4 bytes")
     end = 4 + _LENGTH.unpack_from(frame)[0]
     if end > len(frame):
         raise ValueError("a call frame's header is longer than the frame")
     try:
-        return _decoder.decode(frame[4:end]), frame[end:]
+        return _decoder.decode(frame[4:end]), end
     except msgspec.MsgspecError as error:
         raise ValueError(f"a call frame's header is not valid: {error}") from error
 
 
 def split(header: Header, payload: bytes) -> list[bytes]:
     """Frames of a payload of any size: the header with the first part, then Part frames."""
-    frames = [encode(header, payload[:PART_BYTES])]
-    frames += [
-        encode(Part(header.id), payload[at : at + PART_BYTES]) for at in range(PART_BYTES, len(payload), PART_BYTES)
-    ]
+    view = memoryview(payload)
+    frames = [_joined(_encoder.encode(header), view[:PART_BYTES])]
+    head = _encoder.encode(Part(header.id))
+    frames += [_joined(head, view[at : at + PART_BYTES]) for at in range(PART_BYTES, len(payload), PART_BYTES)]
     return frames
+
+
+def _joined(head: bytes, payload: memoryview) -> bytes:
+    """One frame, copying the payload once."""
+    return b"".join((_LENGTH.pack(len(head)), head, payload))

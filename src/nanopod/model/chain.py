@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, ScaleSpec
+from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, RolloutSpec, ScaleSpec
 
 Intent = Literal["run", "stop"]
 """What we want of an instance: `stop` drains it and is never taken back."""
@@ -54,7 +54,9 @@ class Endpoint:
     canary_at: float | None = None
     """When the canary had its first ready worker."""
     canary_state: str = ""
-    """What is known of the canary's calls, as JSON; "": nothing yet."""
+    """What is known of the newest rollout, as JSON (`scheduler.rollout.decide.RolloutState`); "": nothing yet."""
+    rollout: RolloutSpec = RolloutSpec()
+    """How the next revision takes over."""
 
     @property
     def full_name(self) -> str:

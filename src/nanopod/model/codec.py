@@ -42,6 +42,8 @@ from nanopod.model.errors import SerializationError
 Module = str | ModuleType | None
 Lower = Callable[[Any, bool], Any]
 
+PICKLED: Final = b"\xc1"
+"""First byte of payloads that are no values of this module but of `pickled`; msgpack never writes it."""
 _encode: Final = Encoder().encode
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes})
 _KEYS: Final = frozenset({str, int, bool, NoneType, bytes})

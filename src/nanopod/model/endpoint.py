@@ -155,6 +155,8 @@ class ImageSpec:
     """Further requirements, best first: the first one that some capacity can meet is used."""
     secrets: tuple[SecretRef, ...] = ()
     volumes: tuple[VolumeMount, ...] = ()
+    strict: bool = False
+    """Also where no machine of the cloud has an accelerator, one that is required is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +168,8 @@ class ScaleSpec:
     min_load: float = 1.0
     min_cold_load: float = 0.0
     target_util: float = 0.9
-    cold_mult: float = 3.0
+    cold_mult: float = 1.0
+    """Workers there are in all, as a multiple of those that the load needs."""
     max_queue_time: float = 30.0
     target_queue_time: float = 10.0
     inactivity_timeout: float | None = None
@@ -232,6 +235,9 @@ class EndpointSpec:
     rollout: RolloutSpec = RolloutSpec()
     files: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of each bundled file, so that a plan can name what differs."""
+    swap_from: str = ""
+    """Code fingerprint of a version from which only function bodies differ: its running workers take this one's
+    without a restart. "": workers are replaced."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,6 +43,8 @@ class NanopodError(Exception):
         self.field = field
         self.retry_after_s = retry_after_s
         self.call_id: str | None = None
+        self.attempts = 1
+        """How often the call was tried."""
 
 
 class Invalid(NanopodError):

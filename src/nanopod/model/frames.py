@@ -110,15 +110,24 @@ Frame = tuple[int, int, int, int, bytes]
 class FrameReader:
     """Cuts a byte stream into frames. Feed it reads of any size; it keeps what is incomplete."""
 
-    __slots__ = ("_kept",)
+    __slots__ = ("_chunks", "_kept", "_need")
 
     def __init__(self) -> None:
-        self._kept = b""
+        self._chunks: list[bytes] = []
+        self._kept = 0
+        self._need = HEADER_BYTES
 
     def feed(self, data: bytes) -> list[Frame]:
         """Frames completed by `data`. Raises `ProtocolError` for a frame above 1 MiB."""
-        if self._kept:
-            data = self._kept + data
+        # Reads wait as a list until a frame can be whole: joining them one by one would copy a large frame many times.
+        if self._chunks:
+            self._chunks.append(data)
+            self._kept += len(data)
+            if self._kept < self._need:
+                return []
+            data = b"".join(self._chunks)
+            self._chunks = []
+        self._need = HEADER_BYTES
         at, size = 0, len(data)
         frames: list[Frame] = []
         unpack = HEADER.unpack_from
@@ -128,8 +137,11 @@ class FrameReader:
                 raise ProtocolError(f"a frame of {length} bytes is above the limit of {FRAME_BYTES_MAX}")
             end = at + HEADER_BYTES + length
             if end > size:
+                self._need = end - at
                 break
             frames.append((kind, stream, flags, epoch, data[at + HEADER_BYTES : end]))
             at = end
-        self._kept = data[at:] if at < size else b""
+        if at < size:
+            self._chunks = [data[at:]]
+            self._kept = size - at
         return frames

@@ -4,7 +4,8 @@
 <data>/nanopod.db               the store            <data>/pepper admin.key       secrets, mode 0600
 <data>/lock up.json             owner, pids, URLs    <data>/logs/*.log             one per process
 <data>/blobs/sha256/ab/abcd...  uploaded bundles     <data>/gateway/<id>/          meter spool, journal, tables
-<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models}/   shared by instances
+<data>/calls/ab/abcd...         large spawned calls  <data>/spills/<workspace>/     very large payloads, a day
+<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models,snapshots}/   shared
 <run>/{server,control,agent,gateway}.sock            unix sockets, directory mode 0700
 ```
 """
@@ -60,6 +61,16 @@ class Layout:
         return self.data / "blobs"
 
     @property
+    def faults(self) -> Path:
+        """JSON of what is to fail on purpose, in a cloud for tests."""
+        return self.data / "faults.json"
+
+    @property
+    def call_blobs(self) -> Path:
+        """Payloads and results of spawned calls that are too large for the database."""
+        return self.data / "calls"
+
+    @property
     def gateway(self) -> Path:
         return self.data / "gateway"
 
@@ -74,6 +85,11 @@ class Layout:
     @property
     def models(self) -> Path:
         return self.data / "cache" / "models"
+
+    @property
+    def snapshots(self) -> Path:
+        """What contexts wrote down for the next worker of their deployment, a directory for each endpoint."""
+        return self.data / "cache" / "snapshots"
 
     @property
     def run(self) -> Path:

@@ -5,10 +5,10 @@ The SDK writes here, the worker reads here; so neither room needs the other. Hol
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from nanopod.model.endpoint import FunctionSpec
 
@@ -57,6 +57,8 @@ class App:
     """Called (or awaited) with a `Notice` when the worker is going to be taken away."""
     healthcheck: Callable[..., Any] | None = None
     """Called (or awaited) every few seconds; raising, or returning False, ends the worker."""
+    endpoint: str = ""
+    """Id of the endpoint that this process serves; empty elsewhere. Its other workers are reached by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +73,11 @@ apps: dict[str, App] = {}
 """By deployment name; a deployment not yet bound to a file is found under the empty name."""
 
 
-@dataclass(slots=True)
+closers: list[Callable[[], Any]] = []
+"""Called (and awaited) by a worker that ends, before its contexts are left: caches of loaded things let go of them."""
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class CallContext:
     """The call that is running here, for code inside a remote function. Set `cancelled` stops polite loops."""
 
@@ -85,7 +91,59 @@ class CallContext:
     """What the caller gave as `model=`."""
     session: str = ""
     depth: int = 0
+    waits: set[object] = field(default_factory=set)
+    """Nested remote calls that this one waits for, see `Waiting`."""
 
 
 current: ContextVar[CallContext | None] = ContextVar("nanopod_current_call", default=None)
 """The running call; None outside a remote function."""
+
+
+class Waiting:
+    """`with Waiting():` around the wait for a remote call that code inside a remote function makes.
+
+    As long as a call waits like this it does not count against the slots of its worker, so functions of concurrency 1
+    may call each other through the fleet, themselves included. Enter it before the nested call is sent, leave it when
+    its answer is there (for the items of a generator: around the wait for each). Outside of a remote function it does
+    nothing. Any thread may use it.
+    """
+
+    __slots__ = ("_context",)
+
+    def __init__(self) -> None:
+        self._context: CallContext | None = None
+
+    def __enter__(self) -> CallContext | None:
+        """The running call, if there is one: its id is the nested call's `parent`, its depth one less."""
+        self._context = context = current.get()
+        if context is not None:
+            context.waits.add(self)
+        return context
+
+    def __exit__(self, *about: object) -> None:
+        if self._context is not None:
+            self._context.waits.discard(self)
+
+
+class Mounts(Protocol):
+    """The volumes of a worker, as `node` keeps them and the SDK's `Volume` uses them. Blocking."""
+
+    def names(self) -> Collection[str]:
+        """Volumes that are mounted here."""
+        ...
+
+    def path(self, name: str) -> str:
+        """Where the files of a volume are."""
+        ...
+
+    def commit(self, name: str) -> int:
+        """Make the files the next version; its number."""
+        ...
+
+    def reload(self, name: str, discard: bool) -> int:
+        """Bring the newest version; its number."""
+        ...
+
+
+mounts: Mounts | None = None
+"""Set on workers whose image mounts volumes."""

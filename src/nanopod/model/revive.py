@@ -6,6 +6,7 @@ import, a call of a module's `__getattr__` or of a looked-up class's constructor
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import sys
 from collections import OrderedDict, defaultdict, deque
@@ -17,6 +18,7 @@ from pathlib import Path, PurePath, PurePosixPath, PureWindowsPath
 from typing import Any, Final, cast
 from uuid import UUID
 
+from msgspec import ValidationError
 from msgspec.msgpack import Decoder, Ext
 
 from nanopod.model.errors import SerializationError
@@ -49,6 +51,11 @@ def decoder(own: str) -> Callable[[Any], Any]:
         raw = _RAW.get(code)
         if raw is not None:
             return raw(data)
+        quick = _WITH_BYTES.get(code)
+        if quick is not None:
+            # Their bytes are looked at in place: they are copied once, into the array.
+            with contextlib.suppress(ValidationError):
+                return _PARTS[code](quick(data), own)
         return _PARTS[code](decode_part(data), own)
 
     decode_part: Callable[[Any], Any] = Decoder(ext_hook=hook).decode
@@ -183,6 +190,11 @@ def _read_path(parts: list[str], own: str) -> PurePath:
     return kinds[parts[0]](parts[1])
 
 
+_WITH_BYTES: Final[dict[int, Callable[[Any], Any]]] = {
+    ARRAY: Decoder(tuple[Any, list[int], str, memoryview]).decode,
+    TENSOR: Decoder(tuple[str, list[int], bool, memoryview]).decode,
+}
+"""Of values that are mostly bytes. An array of objects holds values instead, and is read like all others."""
 _decoders: dict[str, Callable[[Any], Any]] = {}
 _RAW: Final[dict[int, Callable[[memoryview], Any]]] = {
     PAIR: lambda data: PAIR_MARK,

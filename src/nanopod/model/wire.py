@@ -93,6 +93,8 @@ class Tables(Message, frozen=True, tag="tables"):
     keys: dict[str, KeyRow]
     routes: dict[str, RouteRow]
     workers: dict[str, WorkerRow]
+    default_workspace: str = ""
+    """Id of the workspace in which names of public web paths are looked up."""
 
 
 class TablesSeen(Message, frozen=True, tag="tables_seen"):
@@ -153,7 +155,7 @@ class MeterRecord(msgspec.Struct, frozen=True, array_like=True):
     revision_id: str
     instance_id: str
     kind: str
-    """`chat`, `completion`, `embedding` or `call`."""
+    """`chat`, `completion`, `embedding`, `call` or `web`."""
     status: int
     prompt_tokens: int
     completion_tokens: int
@@ -316,10 +318,21 @@ class SecretValues(Message, frozen=True, tag="secret_values"):
     request_id: str
     env: dict[str, str] = {}
     error: str = ""
+    mounts: dict[str, dict[str, str]] = {}
+    """By name: the pairs of secrets that open buckets; they are no variables of the worker."""
+
+
+class Fault(Message, frozen=True, tag="fault"):
+    """The server asks a gateway to break something, in clouds for tests: `slow` (what callers send comes `seconds`
+    later) or `drop_link` (of the worker `instance_id`, or of all callers)."""
+
+    kind: str
+    instance_id: str = ""
+    seconds: float = 0.0
 
 
 AnyMessage = (
-    GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
+    Fault | GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
     | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
     | SecretQuery | SecretValues | LogQuery | LogPage | ExecStart | ExecInput | ExecOutput | ExecExit
 )  # fmt: skip

@@ -35,11 +35,13 @@ from nanopod.model.wire import (
     LogQuery,
     Message,
     Observed,
+    SecretValues,
     Wanted,
 )
 from nanopod.node import inventory, logs, procs, ssh
 from nanopod.node.execs import Execs
 from nanopod.node.fleet import Fleet
+from nanopod.node.secrets import Asking
 
 HEARTBEAT_S: Final = 5.0
 TICK_S: Final = 0.25
@@ -83,6 +85,8 @@ class Agent:
         self._generation = -1
         self._announcing = False
         self.fleet = Fleet(layout, self._machine.node_id, self._inventory.cpus, self._changed)
+        self._secrets = Asking(self._send)
+        self.fleet.ask = self._secrets.ask
         self._ssh = ssh.Front(self.fleet, layout.instances.parent)
         self._execs = Execs(self.fleet.running_directory, self._say)
         self._paced_at = 0.0
@@ -91,6 +95,7 @@ class Agent:
 
     async def run(self) -> None:
         """Until cancelled. Instances go on without us."""
+        self.fleet.zygotes.open()
         await asyncio.gather(self.fleet.recover(), self._ssh.start())
         _log.info(
             "machine=%s node=%s cpus=%d memory_gib=%d gpus=%d instances=%d",
@@ -102,6 +107,7 @@ class Agent:
                 group.create_task(dial_for_ever(self._layout.agent_socket, self._talk))
                 group.create_task(self._beat())
         finally:
+            self.fleet.zygotes.close()
             self._ssh.close()
 
     async def _talk(self, link: MessageLink) -> None:
@@ -125,6 +131,8 @@ class Agent:
                     self._execs.start(message)
                 elif isinstance(message, ExecInput):
                     self._execs.take(message)
+                elif isinstance(message, SecretValues):
+                    self._secrets.take(message)
                 elif isinstance(message, LogQuery):
                     self._query(link, message)
                 elif not isinstance(message, AgentWelcome):
@@ -157,6 +165,12 @@ class Agent:
             raise LinkClosed("the server is away")
         link.send(message)
         await link.drain()
+
+    def _send(self, message: Message) -> None:
+        """Send at once. Raises `LinkClosed` while the server is away."""
+        if self._link is None:
+            raise LinkClosed("the server is away")
+        self._link.send(message)
 
     def _query(self, link: MessageLink, query: LogQuery) -> None:
         if len(self._queries) >= LOG_QUERIES_MAX:

@@ -7,7 +7,9 @@ app/           the unpacked bundle, the worker's directory             control.s
 failure.json   why it cannot serve, in the worker's words              lock           held while anything of it lives
 exit.json      how it ended                                            shutdown.json  when its time will be over
 metadata.sock  what it may know of itself, over HTTP                   on_shutdown    run when that is announced
-hooked.json    the announcement for which that was run
+hooked.json    the announcement for which that was run         swap.sock      takes new function bodies
+next/          a newer bundle, while it is swapped in
+volumes/       a link to each of its volumes                           mounts.json    where those are
 ```
 A machine has besides:
 ```
@@ -34,6 +36,10 @@ SHUTDOWN: Final = "shutdown.json"
 METADATA: Final = "metadata.sock"
 HOOK: Final = "on_shutdown"
 HOOKED: Final = "hooked.json"
+SWAP: Final = "swap.sock"
+MOUNTS: Final = "mounts.json"
+VOLUMES: Final = "volumes"
+NEXT: Final = "next"
 HOME: Final = "home"
 IMAGE: Final = "image"
 BOOT: Final = "boot.json"

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
+import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from nanopod.model.endpoint import Failure, InstanceSpec, ObservedInstance
 from nanopod.model.layout import Layout
-from nanopod.model.wire import ShutdownNotice
-from nanopod.node import bundle, environment, files, guests, journal, launch, records
+from nanopod.model.wire import SecretValues, ShutdownNotice
+from nanopod.node import bundle, environment, files, guests, launch, leftovers, preparing, records, secrets, updates
 from nanopod.node.held import Held, NotRunning
 from nanopod.node.machine import (
     Admitted,
@@ -30,13 +32,11 @@ from nanopod.node.machine import (
     Unwanted,
 )  # fmt: skip
 from nanopod.node.notices import Notices
+from nanopod.node.zygotes import Fork, Zygotes
 
 STARTS_MIN: Final = 4
 FORGET_S: Final = 60.0
 """An ended instance that nobody wants is reported so long, then forgotten."""
-KEEP_S: Final = 86_400.0
-KEEP_MAX: Final = 50
-"""Logs of ended instances: the newest ones, for a day."""
 SWEEP_S: Final = 60.0
 INTRODUCE_S_MAX: Final = 1.0
 ASK_TRIES: Final = 4
@@ -62,6 +62,9 @@ class Fleet:
         self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
         self._sweep_at = 0.0
         self._notices = Notices()
+        self.zygotes = Zygotes()
+        self.ask: Callable[[str], Awaitable[SecretValues]] | None = None
+        """Asks the server for the secrets of an instance."""
         self._announced: Mapping[str, ShutdownNotice] = {}
         self._heard = False
         """The server said what it wants since this agent runs; before that, what was announced stays."""
@@ -207,10 +210,26 @@ class Fleet:
                 "instance=%s epoch=%d refused: epoch %d is known", spec.instance_id, spec.epoch, held.spec.epoch
             )
             return
+        elif updates.is_swap(held.spec, spec):
+            held.coming = spec
+            if not held.swapping:
+                held.swapping = True
+                self._spawn(self._swap(held))
         held.wanted, held.forget_at = True, None
         if held.life.state == "queued" and not held.begun:
             held.begun = True
             self._spawn(self._begin(held))
+
+    async def _swap(self, held: Held) -> None:
+        """Have the worker take newer code; one that cannot is ended, and started anew with it by the server."""
+        while (spec := held.coming) is not None and held.life.state == "running":
+            held.coming = None
+            why = await updates.swap(held.directory, spec, self._layout)
+            held.spec = spec
+            if why:
+                _log.info("instance=%s new code needs a new worker: %s", spec.instance_id, why)
+                await launch.ask(held.directory, "stop", reason=f"its new code needs a new worker: {why}")
+        held.swapping = False
 
     def _unwanted(self, held: Held, reason: str) -> None:
         first, held.wanted = held.wanted, False
@@ -308,8 +327,11 @@ class Fleet:
 
     async def _prepare(self, held: Held) -> None:
         failure: Failure | None
+        around = preparing.Surroundings(self._layout, tuple(self._gateways), self._local)
         try:
-            await asyncio.to_thread(self._prepare_recorded, held)
+            values = await secrets.values_of(held.spec.app.image, held.spec.instance_id, self.ask)
+            held.secrets = dict(values.env) if values is not None else {}
+            await asyncio.to_thread(preparing.prepare, held, around, values.mounts if values is not None else {})
         except bundle.BundleError as error:
             failure = Failure("bundle", str(error), user_fault=error.user_fault)
         except (environment.EnvironmentFailed, guests.BootFailed) as error:
@@ -320,42 +342,6 @@ class Fleet:
             self._event(held, Prepared())
             return
         self._fail(held, failure)
-
-    def _prepare_recorded(self, held: Held) -> None:
-        """On a thread: prepare; what the tools for that print belongs to the instance's journal, too."""
-        log = held.directory / files.LOG
-        start = log.stat().st_size if log.exists() else 0
-        try:
-            self._prepare_files(held)
-        finally:
-            journal.record(held.directory / files.JOURNAL, log, start)
-
-    def _prepare_files(self, held: Held) -> None:
-        """On a thread: everything a shim needs to find in the directory."""
-        spec, directory = held.spec, held.directory
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # Written first: an agent that takes over from here must know of the instance.
-        self._write_start(held, records.Launch([], {}, ""))
-        if guests.is_machine(spec):
-            self._write_start(held, guests.prepare(spec, directory, self._layout.blob, held.stop))
-            return
-        app = directory / files.APP
-        if spec.app.bundle:
-            bundle.unpack(self._layout.blob(spec.app.bundle), spec.app.bundle, app, spec.app.image.copies)
-        else:
-            app.mkdir(exist_ok=True)
-        environments = self._layout.environments
-        ready = environment.prepare(spec.app.image, environments, directory, local=self._local, stop=held.stop)
-        if ready.notes:
-            with open(directory / files.LOG, "a") as log:
-                log.writelines(f"{note}\n" for note in ready.notes)
-        argv = [ready.python, "-P", "-m", "nanopod.node.worker", str(directory)]
-        env = launch.environment_of(spec.instance_id, {**launch.told_in(directory), **ready.env})
-        self._write_start(held, records.Launch(argv, env, str(app), spec.lease_s, spec.grace_s))
-
-    def _write_start(self, held: Held, how: records.Launch) -> None:
-        start = records.Start(held.spec, list(self._gateways), how, str(self._layout.models), self._local)
-        records.write_start(held.directory, start)
 
     async def _attend(self, held: Held) -> None:
         """It runs now: answer its questions, tell it what was announced, see how a machine's start-up goes."""
@@ -379,14 +365,31 @@ class Fleet:
     async def _start(self, held: Held) -> None:
         directory, instance_id = held.directory, held.spec.instance_id
         try:
-            process = launch.start(directory, instance_id)
-            held.running = await launch.started(directory, held.spec.epoch, process)
+            held.running = await self._started(held)
         except launch.StartTrouble as error:
             await asyncio.to_thread(launch.kill, instance_id, records.read_running(directory))
             tail = files.tail_of(directory / files.LOG)
             self._fail(held, Failure("start", str(error), log_tail=tail, user_fault=False))
             return
         self._event(held, Started(held.running.pid))
+
+    async def _started(self, held: Held) -> records.Running:
+        """Start the shim, by a fork server where one can be asked. Raises `launch.StartTrouble`."""
+        directory, instance_id, epoch = held.directory, held.spec.instance_id, held.spec.epoch
+        python, libraries = held.python or sys.executable, held.libraries
+        given, held.secrets = held.secrets, {}
+        process = launch.start(directory, instance_id, functools.partial(self.zygotes.start, python, libraries), given)
+        try:
+            running = await launch.started(directory, epoch, process)
+        except launch.StartTrouble:
+            if not isinstance(process, Fork):
+                raise
+            _log.warning("instance=%s the fork server did not start it", instance_id)
+            await asyncio.to_thread(launch.kill, instance_id, records.read_running(directory))
+            return await launch.started(directory, epoch, launch.start(directory, instance_id, None, given))
+        if held.python:
+            self.zygotes.expect(python, libraries, asyncio.get_running_loop().call_later)
+        return running
 
     def _fail(self, held: Held, failure: Failure) -> None:
         """Nothing of it runs: leave the same traces as one that ran, and report."""
@@ -433,28 +436,16 @@ class Fleet:
                 del self.instances[instance_id]
                 self._on_change()
         self._notices.tick(now)
+        self.zygotes.tick(now)
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
-            self._spawn(asyncio.to_thread(self._sweep, frozenset(self.instances)))
+            self._spawn(asyncio.to_thread(leftovers.sweep, self._layout.instances, frozenset(self.instances)))
 
     def ping(self) -> None:
         """Renew the leases of all shims."""
         for held in self.instances.values():
             if held.life.state in ("running", "stopping") and held.running is not None:
                 self._spawn(launch.ask(held.directory, "ping"))
-
-    def _sweep(self, known: frozenset[str]) -> None:
-        """Remove what ended long ago. On a thread."""
-        ended = []
-        for path in self._layout.instances.iterdir():
-            if path.is_dir() and path.name not in known and not (path / files.SPEC).exists():
-                with contextlib.suppress(OSError):
-                    ended.append((path.stat().st_mtime, path))
-        ended.sort(reverse=True)
-        limit = time.time() - KEEP_S
-        for number, (changed, path) in enumerate(ended):
-            if number >= KEEP_MAX or changed < limit:
-                launch.remove_tree(path)
 
     def _spawn(self, work: Any) -> None:
         task = asyncio.ensure_future(work)

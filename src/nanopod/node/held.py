@@ -38,6 +38,15 @@ class Held:
     forget_at: float | None = None
     doomed: bool = False
     """Its time is over: it gets no grace."""
+    coming: InstanceSpec | None = None
+    """Newer code for this very epoch, to be swapped in."""
+    swapping: bool = False
+    python: str = ""
+    """The interpreter of its worker."""
+    libraries: tuple[str, ...] = ()
+    """Libraries that its file imports; see `zygotes`."""
+    secrets: dict[str, str] = field(default_factory=dict, repr=False)
+    """Variables for its next start that no file may hold; forgotten then."""
     boot: guests.Watch = field(default_factory=guests.Watch)
     """How far a machine's start-up got."""
 

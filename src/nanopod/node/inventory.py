@@ -73,7 +73,7 @@ def node_of(node_id: str, machine_id: str, inventory: Inventory) -> Node:
 def look(data: Path) -> Inventory:
     """Look at this machine; `data` is where instances are kept."""
     cpus, memory = _cpus(), _memory()
-    gpus = _gpus()
+    gpus = find_gpus()
     facts: dict[str, Any] = {
         "cpu_name": _cpu_name(),
         "cpu_cores": os.cpu_count() or 1,
@@ -148,7 +148,8 @@ def _short(name: str) -> str:
     return name
 
 
-def _gpus() -> tuple[Gpu, ...]:
+def find_gpus() -> tuple[Gpu, ...]:
+    """The GPUs of this machine, as its driver names them."""
     smi = shutil.which("nvidia-smi")
     if smi is None:
         return ()

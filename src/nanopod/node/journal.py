@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from struct import Struct
 from typing import Final
 
+from nanopod.node.redact import Redactor
+
 HEAD: Final = Struct("<IQdQB")
 """Bytes of data, sequence number, Unix seconds, nanoseconds since boot, stream (1 out, 2 err)."""
 SEGMENT_BYTES_MAX: Final = 1 << 20
@@ -146,8 +148,9 @@ class Capture:
     """An unfinished line (a prompt, a progress bar) is recorded after so long."""
     READ_BYTES: Final = 65_536
 
-    def __init__(self, log_fd: int, journal: Journal) -> None:
+    def __init__(self, log_fd: int, journal: Journal, redactor: Redactor | None = None) -> None:
         self._log_fd = log_fd
+        self._redactor = redactor or None
         self._journal = journal
         self._streams: dict[int, int] = {}
         """{reading end: stream}"""
@@ -182,6 +185,10 @@ class Capture:
             return False
         if not data:
             return False
+        self._take(stream, data if self._redactor is None else self._redactor.feed(stream, data))
+        return True
+
+    def _take(self, stream: int, data: bytes) -> None:
         self._log(data)
         *lines, rest = (self._rest[stream] + data).split(b"\n")
         pieces: list[bytes] = []
@@ -198,7 +205,6 @@ class Capture:
             self._journal.write(stream, pieces)
         if rest and self._rest_until is None:
             self._rest_until = time.monotonic() + self.FLUSH_S
-        return True
 
     def _log(self, data: bytes) -> None:
         view = memoryview(data)
@@ -224,6 +230,9 @@ class Capture:
             taken = 0
             while taken < bytes_max and self.read(fd):
                 taken += self.READ_BYTES
+        if self._redactor is not None:
+            for stream in self._rest:
+                self._take(stream, self._redactor.finish(stream))
         self.flush()
         self._journal.close()
 

@@ -12,12 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-from nanopod.model.endpoint import Failure
-from nanopod.node import files, procs, records
+from nanopod.model.endpoint import Failure, InstanceSpec
+from nanopod.node import files, procs, records, redact
 from nanopod.node.machine import Exited
 
 START_S_MAX: Final = 5.0
@@ -27,6 +27,10 @@ PRIVATE: Final = (
     "NANOPOD_INSTANCE_DIR",
 )  # fmt: skip
 """Variables of the agent that user code must not inherit."""
+
+
+Forking = Callable[[Mapping[str, Any], Sequence[int]], "Starting | None"]
+"""Asks a fork server to start a shim, from (request, descriptors of lock and log)."""
 
 
 class StartTrouble(Exception):
@@ -42,6 +46,11 @@ def environment_of(instance_id: str, extra: dict[str, str]) -> dict[str, str]:
     """A worker's environment variables: the agent's without secrets, then the image's, then ours."""
     inherited = {name: value for name, value in os.environ.items() if name not in PRIVATE}
     return {**inherited, **extra, "NANOPOD_MODE": "serve", "NANOPOD_INSTANCE": instance_id}
+
+
+def own_cloud(spec: InstanceSpec) -> dict[str, str]:
+    """Variables by which code in an instance reaches its own cloud; none where that cannot be reached."""
+    return {"NANOPOD_URL": spec.url, "NANOPOD_API_KEY": spec.join_token} if spec.url else {}
 
 
 def told_in(directory: Path) -> dict[str, str]:
@@ -63,10 +72,24 @@ def try_lock(directory: Path) -> int | None:
     return fd
 
 
-def start(directory: Path, instance_id: str) -> subprocess.Popen[bytes]:
+class Starting(Protocol):
+    """A process on its way; `returncode` is None, or how it went as far as is known."""
+
+    returncode: int | None
+
+    def poll(self) -> int | None:
+        """Look; the return code."""
+        ...
+
+
+def start(
+    directory: Path, instance_id: str, fork: Forking | None = None, secrets: Mapping[str, str] | None = None
+) -> Starting:  # fmt: skip
     """Start the shim and return at once; it leaves us within milliseconds and writes instance.json.
 
-    The lock goes from us to the shim and the worker without a gap, so two epochs cannot run. Raises `StartTrouble`.
+    `fork` asks a fork server for it; without one, or when none can be asked, a new interpreter is started. The lock
+    goes from us to the shim and the worker without a gap, so two epochs cannot run. `secrets` are variables that no
+    file may hold: the shim gets them in its environment. Raises `StartTrouble`.
     """
     lock = try_lock(directory)
     if lock is None:
@@ -74,11 +97,15 @@ def start(directory: Path, instance_id: str) -> subprocess.Popen[bytes]:
     try:
         for name in (files.INSTANCE, files.EXIT, files.FAILURE):
             (directory / name).unlink(missing_ok=True)
+        carried = {redact.CARRIED + name: value for name, value in (secrets or {}).items()}
+        env = {**os.environ, "NANOPOD_INSTANCE": instance_id, **carried}
         with open(directory / files.LOG, "ab") as log:
+            request = {"directory": str(directory), "env": env}
+            if fork is not None and (forked := fork(request, (lock, log.fileno()))) is not None:
+                return forked
             return subprocess.Popen(
                 [sys.executable, "-P", "-m", "nanopod.node.run", str(directory)],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), close_fds=True,
-                env={**os.environ, "NANOPOD_INSTANCE": instance_id},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock,), close_fds=True, env=env,
             )  # fmt: skip
     except OSError as error:
         raise StartTrouble(f"the shim cannot be started: {error.strerror}") from error
@@ -86,7 +113,7 @@ def start(directory: Path, instance_id: str) -> subprocess.Popen[bytes]:
         os.close(lock)
 
 
-async def started(directory: Path, epoch: int, process: subprocess.Popen[bytes]) -> records.Running:
+async def started(directory: Path, epoch: int, process: Starting) -> records.Running:
     """Wait until the shim of this epoch has introduced itself. Raises `StartTrouble`."""
     loop = asyncio.get_running_loop()
     limit = loop.time() + START_S_MAX

@@ -23,6 +23,8 @@ class Launch(msgspec.Struct, frozen=True):
     cwd: str
     lease_s: float = 60.0
     grace_s: float = 30.0
+    fork: bool = False
+    """A fork of an interpreter that has the worker's modules loaded may stand in for a new process."""
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -36,6 +38,8 @@ class Start(msgspec.Struct, frozen=True):
     """Where downloaded models are kept."""
     local: bool = False
     """Embedded local mode: one benchmark round, no packages installed."""
+    snapshots_dir: str = ""
+    """Where contexts of this deployment keep their snapshots; "": nowhere."""
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -17,10 +17,11 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, Final
 
-from nanopod.node import files, procs
+from nanopod.node import files, procs, redact
 from nanopod.node.journal import Capture, Journal
 from nanopod.node.sessions import Sessions
 
@@ -39,6 +40,10 @@ CLIENTS_MAX: Final = 16
 CLIENT_S_MAX: Final = 5.0
 
 
+Become = Callable[[list[str], dict[str, str], str, int], None]
+"""Goes on as a worker, from (argv, environment, directory, status descriptor); does not return."""
+
+
 class Client:
     """A connection on control.sock: what it said so far, and the descriptors that came with it."""
 
@@ -54,11 +59,16 @@ class Client:
 class Shim:
     """One worker process and what is known of it."""
 
-    def __init__(self, spec: dict[str, Any]) -> None:
+    def __init__(
+        self, spec: dict[str, Any], become: Become | None = None, secrets: dict[str, str] | None = None
+    ) -> None:  # fmt: skip
         launch = spec["launch"]
+        self.become = become if launch.get("fork") else None
         self.epoch: int = spec["instance"]["epoch"]
         self.argv: list[str] = launch["argv"]
         self.env: dict[str, str] = launch["env"]
+        if secrets:
+            self.env = {**self.env, **secrets, redact.NAMES: ",".join(secrets)}
         self.cwd: str = launch["cwd"]
         self.lease_s: float = launch["lease_s"]
         self.grace_s: float = launch["grace_s"]
@@ -71,7 +81,7 @@ class Shim:
         self.started = self.touched = time.monotonic()
         """`touched`: when the agent pinged last, or the gateway link was last seen up."""
         self.kill_at: float | None = None
-        self.capture = Capture(2, Journal(files.JOURNAL))
+        self.capture = Capture(2, Journal(files.JOURNAL), redact.Redactor((secrets or {}).values()))
         self.sessions = Sessions(self.env, self.cwd, self.capture.writers)
         self._said = b""
         self._clients: dict[int, Client] = {}
@@ -95,6 +105,8 @@ class Shim:
                 os.dup2(writer, place)
             os.set_inheritable(status_fd, True)
             env = {**self.env, "NANOPOD_STATUS_FD": str(status_fd)}
+            if self.become is not None and self.argv[0] == sys.executable:
+                self.become(self.argv, env, self.cwd, status_fd)
             os.chdir(self.cwd)
             os.execve(self.argv[0], self.argv, env)
         except BaseException as error:  # whatever happens, this is the child: it must not go on as a second shim
@@ -313,15 +325,15 @@ def introduce(epoch: int) -> None:
     files.write_atomic(files.INSTANCE, json.dumps(running).encode())
 
 
-def main(argv: list[str]) -> int:
-    """Run the instance in the directory `argv[1]` to its end."""
+def main(argv: list[str], become: Become | None = None) -> int:
+    """Run the instance in the directory `argv[1]` to its end; `become` turns a fork into its worker without an exec."""
     if len(argv) != 2:
         print("usage: python -m nanopod.node.run DIR", file=sys.stderr)
         return 2
     # Socket paths are short: control.sock is reached from here, however deep the directory lies.
     os.chdir(argv[1])
     with open(files.SPEC, "rb") as file:
-        shim = Shim(json.load(file))
+        shim = Shim(json.load(file), become, redact.taken(os.environ))
     detach()
     introduce(shim.epoch)
     with contextlib.suppress(FileNotFoundError):

@@ -12,47 +12,25 @@ import os
 import signal
 import sys
 from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from nanopod.model.endpoint import Failure
-from nanopod.node import files, records
+from nanopod.node import files, records, redact
 from nanopod.node.records import Start
 from nanopod.node.runtime import output
+from nanopod.node.runtime.ending import Ending, exit_limit_s
 from nanopod.node.runtime.link import Identity, Link
 from nanopod.node.runtime.loading import StartFailed, failure_of, load_app
-from nanopod.node.runtime.waiting import until
 
 EXIT_FAILED: Final = 1
-EXIT_S_MAX: Final = 10.0
-DELIVER_S_MAX: Final = 5.0
-"""How long a drained worker keeps answers that no gateway has taken yet."""
 LEFT_S_MAX: Final = 1.0
 """How long tasks that user code left behind may take to end."""
 SWITCH_S: Final = 0.001
 """The link's thread gets its turn this soon when user code computes."""
 
 _log: Final = logging.getLogger("nanopod.node.worker")
-
-
-class Ending:
-    """Why and when the worker ends."""
-
-    def __init__(self) -> None:
-        self.asked = asyncio.Event()
-        self.reason = ""
-        self.failure: Failure | None = None
-
-    def ask(self, reason: str, failure: Failure | None = None) -> None:
-        """End; the first reason counts."""
-        if not self.asked.is_set():
-            self.reason, self.failure = reason, failure
-            self.asked.set()
-
-
-def exit_limit_s(grace_s: float) -> float:
-    """The part of the grace period that is kept for leaving contexts."""
-    return min(EXIT_S_MAX, grace_s / 3)
 
 
 def _identity(start: Start) -> Identity:
@@ -85,55 +63,50 @@ async def _until_asked(ending: Ending, work: Coroutine[Any, Any, None]) -> bool:
 
 async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending) -> None:
     """Contexts, benchmark, calls, drain. The module is imported already."""
+    from nanopod.node.runtime.attending import Attending, snapshots_of
     from nanopod.node.runtime.contexts import ContextFailed, Contexts
+    from nanopod.node.runtime.swapping import Swaps
 
-    loop = asyncio.get_running_loop()
-    instance = start.instance
-    executor = serving.executor
-    app = serving.app
-    executor.attach(loop, app)
+    executor, app = serving.executor, serving.app
+    directory = Path(os.environ["NANOPOD_INSTANCE_DIR"])
+    executor.attach(asyncio.get_running_loop(), app)
     link.handoff.batch_done = executor.batch_done
-    link.handoff.attach(loop)
+    link.handoff.attach(asyncio.get_running_loop())
     serving.on_end = lambda: ending.ask(serving.fenced)
-    contexts = Contexts(app)
+    contexts = Contexts(app, snapshots_of(start, app))
+    attending = Attending(start, directory, serving, contexts, ending)
+    swaps = Swaps(directory, Path(start.launch.cwd).resolve(), serving)
 
     async def load() -> None:
         try:
             await contexts.enter()
         except ContextFailed as failed:
             raise StartFailed(failure_of("context", failed.error, f"{failed.name}: ")) from failed
-        serving.perf = await _benchmark(start, app)
+        try:
+            await serving.web.start(app, start.instance.endpoint_id, start.instance.app.asgi)
+        except Exception as failed:
+            raise StartFailed(failure_of("start", failed)) from failed
+        await attending.measure()
 
     error: BaseException | None = None
     try:
+        attending.begin()
         if await _until_asked(ending, load()):
-            executor.draining = False
+            executor.draining = serving.web.draining = False
+            await swaps.open()
             serving.ready()
+            attending.ready()
             await ending.asked.wait()
     except StartFailed as failed:
         error = failed.__cause__ or failed
         raise
     finally:
-        limit_s = exit_limit_s(instance.grace_s)
-        executor.draining = serving.is_draining = True
+        swaps.close()
+        executor.draining = serving.web.draining = serving.is_draining = True
         serving.tell()
-        at_once = error is not None or serving.fenced
-        lost = await executor.drain(0.0 if at_once else instance.grace_s - limit_s)
-        if lost:
-            _log.warning("%d calls were still running at the end of the grace period", lost)
-        await until(lambda: bool(serving.fenced) or not executor.table.undelivered(), min(DELIVER_S_MAX, limit_s))
-        await contexts.exit(error, limit_s)
-
-
-async def _benchmark(start: Start, app: Any) -> float | None:
-    if not any(function.benchmark_dataset or function.benchmark_generator for function in app.functions.values()):
-        return None
-    from nanopod.node.runtime.benchmark import BenchmarkFailed, benchmark
-
-    try:
-        return await benchmark(app, start.instance.app.module, 1 if start.local else None)
-    except BenchmarkFailed as failed:
-        raise StartFailed(failure_of("benchmark", failed.error, f"{failed.name}: ")) from failed
+        await attending.end(error)
+    if ending.failure is not None:
+        raise StartFailed(ending.failure)
 
 
 async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) -> None:
@@ -178,7 +151,7 @@ async def _main(start: Start, link: Link, serving: Any) -> None:
     ending = Ending()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, ending.ask, f"{number.name} was sent")
+        loop.add_signal_handler(number, ending.signalled, number.name)
     serve = serve_model if start.instance.app.kind == "model" else serve_functions
     await serve(start, link, serving, ending)
 
@@ -236,6 +209,7 @@ def _prepare(start: Start, status_fd: int | None) -> tuple[Link, Any]:
     functions.link = Link(_identity(start), functions, status_fd)
     functions.link.start()
     functions.app = load_app(app, Path.cwd())
+    functions.app.endpoint = start.instance.endpoint_id
     return functions.link, functions
 
 
@@ -262,6 +236,10 @@ def run(start: Start) -> int:
 
 
 def _give_up(failure: Failure) -> int:
+    clean = redact.here().text
+    failure = replace(
+        failure, message=clean(failure.message), traceback=clean(failure.traceback), log_tail=clean(failure.log_tail)
+    )
     with contextlib.suppress(OSError):
         records.write_failure(Path(os.environ["NANOPOD_INSTANCE_DIR"]), failure)
     _log.error("cannot serve (%s): %s\n%s", failure.stage, failure.message, failure.traceback)
@@ -281,6 +259,10 @@ def main(argv: list[str]) -> int:
     start = records.read_start(directory)
     if start is None:
         return _give_up(Failure("start", f"{directory / files.SPEC} is missing or damaged", user_fault=False))
+    if (directory / files.MOUNTS).exists():
+        from nanopod.node import mounting
+
+        mounting.attach(start.instance, directory)
     return run(start)
 
 

@@ -22,7 +22,10 @@ DATABASE_VARIABLE: Final = "NANOPOD_DATABASE_URL"
 async def _run(args: argparse.Namespace) -> None:
     from nanopod.server.assemble import Options, Server
 
-    options = Options(os.environ.get(DATABASE_VARIABLE) or None, args.test_clock, args.block_s, args.early_start)
+    options = Options(
+        os.environ.get(DATABASE_VARIABLE) or None, args.test_clock, args.block_s, args.early_start,
+        vast_routes=args.vast_routes, faults=args.faults,
+    )  # fmt: skip
     server = Server(Layout(args.data_dir.absolute()), options)
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -50,6 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--test-clock", action="store_true", help="a clock that stands still until it is advanced")
     parser.add_argument("--block-s", type=int, help="seconds of a block of a new cluster; divides 60")
     parser.add_argument("--early-start", action=argparse.BooleanOptionalAction, help="run before the first own block")
+    parser.add_argument("--vast-routes", action="store_true", help="serve the routes of Vast's Deployments API as well")
+    parser.add_argument("--faults", action="store_true", help="let POST /v1/faults break things on purpose")
     parser.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     args = parser.parse_args(argv)
     logging.basicConfig(

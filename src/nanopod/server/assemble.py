@@ -43,12 +43,15 @@ from nanopod.model.errors import Conflict, Invalid
 from nanopod.model.ids import make_id
 from nanopod.model.layout import Layout
 from nanopod.model.money import Rate
-from nanopod.server import first_start
+from nanopod.server import bundles, first_start, sweeping
 from nanopod.server.api.context import Context
 from nanopod.server.billing import rating
+from nanopod.server.calls.service import SpawnedCalls
 from nanopod.server.clock import ClusterClock, frozen_since
+from nanopod.server.faults import Faults
 from nanopod.server.feed import NewsFeed
 from nanopod.server.links import AgentLinks, GatewayLinks
+from nanopod.server.sealing import SecretAnswers
 from nanopod.server.webhooks import WebhookSender
 from nanopod.store.blobs import BlobStore
 from nanopod.store.open import open_store
@@ -57,6 +60,7 @@ from nanopod.store.writer import GroupStore
 
 if TYPE_CHECKING:
     import uvicorn
+    from starlette.routing import Route
 
 log = logging.getLogger(__name__)
 
@@ -106,6 +110,10 @@ class Options:
     test_clock: bool = False
     block_s: int | None = None
     early_start: bool | None = None
+    vast_routes: bool = False
+    """Serve the routes of Vast's Deployments API as well."""
+    faults: bool = False
+    """Let `POST /v1/faults` break things on purpose."""
 
 
 def settings_of(write: Transaction, *, early_start: bool) -> MarketSettings:
@@ -192,7 +200,10 @@ class Server:
         gateways = GatewayLinks(
             store, live, pulse, current=lambda: tables.current, on_addresses=lambda: wanted.changed()
         )
-        agents = AgentLinks(store, live, pulse, wall, renew=lambda machine_id: wanted.renew(machine_id), desk=desk)
+        agents = AgentLinks(
+            store, live, pulse, wall, renew=lambda machine_id: wanted.renew(machine_id), desk=desk,
+            secrets=SecretAnswers(store, keeper).answer,
+        )  # fmt: skip
         tables = TablesPublisher(store, live, gateways, keeper, wall, era)
         fallback = (f"unix:{self.layout.gateway_socket}",)
         wanted = WantedPusher(store, live, agents, keeper, wall, era, fallback)
@@ -204,10 +215,15 @@ class Server:
         )
         driver = Driver(store, reconcilers, wall, owner=f"{os.getpid()}.{era}")
 
+        spawned = SpawnedCalls(
+            store, directory=self.layout.call_blobs, socket=self.layout.gateway_socket, pepper=pepper, new_id=new_id
+        )
+
         def on_hints(topics: frozenset[str]) -> None:
             driver.hint(topics)
             if "tables" in topics:
                 tables.changed()
+                spawned.scheduler.endpoints_changed()
             if "wanted" in topics:
                 wanted.changed()
 
@@ -221,27 +237,36 @@ class Server:
         blobs = BlobStore(self.layout.blobs, self.layout.blob)
         context = Context(
             store, blobs, live, tables, keeper, clock, new_id, secrets.token_bytes, cluster_id, now,
-            desk=desk, books=books, ticker=ticker, news=news, agents=agents,
+            desk=desk, books=books, ticker=ticker, news=news, agents=agents, calls=spawned,
+            faults=Faults(self.layout.faults, gateways) if self.options.faults else None,
         )  # fmt: skip
         loops = {
             "driver": driver.run(), "tables": tables.run(), "wanted": wanted.run(), "pulse": pulse.run(),
             "ticker": ticker.run(), "rating": rating.run(store, clock),
-            "webhooks": WebhookSender(store, news, wall).run(),
+            "webhooks": WebhookSender(store, news, wall).run(), **spawned.loops(),
+            "sweeping": sweeping.run(store), "bundles": bundles.run(store, blobs),
         }  # fmt: skip
         async with _tasks(loops, self.stop):
-            control = await messages.serve(self.layout.control_socket, gateways.handle)
-            agent = await messages.serve(self.layout.agent_socket, agents.handle)
-            http = await self._listen(context)
-            log.info("server=ready start_ms=%d era=%d", (time.monotonic() - began) * 1000, era)
-            await asyncio.to_thread(blobs.sweep)
-            await self._stop.wait()
-            log.info("server=stopping")
-            news.close()
-            self._http_stop()
-            await http
-            control.close()
-            agent.close()
-            await asyncio.gather(gateways.close(), agents.close())
+            await self._run_until_stopped(context, gateways, lambda: (time.monotonic() - began) * 1000, era)
+
+    async def _run_until_stopped(
+        self, context: Context, gateways: GatewayLinks, start_ms: Callable[[], float], era: int
+    ) -> None:
+        """Listen, then let go of everybody in order."""
+        control = await messages.serve(self.layout.control_socket, gateways.handle)
+        agent = await messages.serve(self.layout.agent_socket, context.agents.handle)
+        http = await self._listen(context)
+        log.info("server=ready start_ms=%d era=%d", start_ms(), era)
+        await asyncio.to_thread(context.blobs.sweep)
+        await self._stop.wait()
+        log.info("server=stopping")
+        context.news.close()
+        context.calls.close()
+        self._http_stop()
+        await http
+        control.close()
+        agent.close()
+        await asyncio.gather(gateways.close(), context.agents.close())
 
     async def _wake_all(self, store: GroupStore, desk: Desk, now: float, at: float) -> None:
         """Everything is looked at once after a start: whatever was interrupted goes on."""
@@ -266,6 +291,15 @@ class Server:
 
         from nanopod.server.api.app import make_app
 
+        extra: list[Route] = []
+        if self.options.vast_routes:
+            from nanopod.server.vast.callers import LinkCallers
+            from nanopod.server.vast.routes import make_routes
+            from nanopod.server.vast.state import Vast
+
+            pepper = context.secrets.pepper
+            callers = LinkCallers(self.layout.gateway_socket, pepper)
+            extra = make_routes(context, callers, Vast(pepper, self.layout.data / "vast.key"))
         path = self.layout.server_socket
         path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -276,7 +310,7 @@ class Server:
             os.umask(before)
         listener.listen(LISTEN_BACKLOG)
         config = uvicorn.Config(
-            make_app(context),
+            make_app(context, extra),
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from nanopod.control.capacity import UNREACHABLE_S, register_machine
@@ -32,6 +32,8 @@ from nanopod.model.wire import (
     MeterSegment,
     Observed,
     Samples,
+    SecretQuery,
+    SecretValues,
     Tables,
     TablesSeen,
     Wanted,
@@ -125,11 +127,15 @@ class GatewayLinks:
 
     def push(self, tables: Tables) -> None:
         """Send new tables to all of them."""
+        self.tell(tables)
+
+    def tell(self, message: Message) -> None:
+        """Send all of them a message."""
         for gateway_id, link in list(self._links.items()):
             try:
-                link.send(tables)
+                link.send(message)
             except LinkClosed:
-                log.info("gateway=%s tables=not sent", gateway_id)
+                log.info("gateway=%s %s=not sent", gateway_id, type(message).__name__)
 
     async def handle(self, link: MessageLink) -> None:
         """One connection, from its hello to its end."""
@@ -232,6 +238,7 @@ class AgentLinks:
         clock: Clock,
         renew: Callable[[str], None],
         desk: Desk,
+        secrets: Callable[[str, SecretQuery], Awaitable[SecretValues]] | None = None,
     ) -> None:
         self._store = store
         self._live = live
@@ -242,6 +249,8 @@ class AgentLinks:
         self._links: dict[str, MessageLink] = {}
         self._open = Connections()
         self._asked: dict[str, asyncio.Future[LogPage]] = {}
+        self._secrets = secrets
+        self._telling: set[asyncio.Task[None]] = set()
         self.execs = ExecSessions(self.send, clock)
 
     def machines(self) -> Sequence[str]:
@@ -347,8 +356,17 @@ class AgentLinks:
                 answer = self._asked.get(f"{machine_id} {message.request_id}")
                 if answer is not None and not answer.done():
                     answer.set_result(message)
+            elif isinstance(message, SecretQuery):
+                task = asyncio.create_task(self._tell(machine_id, message))
+                self._telling.add(task)
+                task.add_done_callback(self._telling.discard)
             else:
                 log.warning("machine=%s sent=%s: not expected here", machine_id, type(message).__name__)
+
+    async def _tell(self, machine_id: str, query: SecretQuery) -> None:
+        """Answer an agent that asks for secrets; it asks again when the answer does not come."""
+        if self._secrets is not None:
+            self.send(machine_id, await self._secrets(machine_id, query))
 
     def _lost(self, machine_id: str) -> None:
         """Whoever waits for this agent need not wait until his time is up."""

@@ -18,6 +18,7 @@ from nanopod.model.errors import Conflict, Invalid, NanopodError
 from nanopod.model.layout import Layout
 from nanopod.server import cloud
 from nanopod.server.__main__ import DATABASE_VARIABLE
+from nanopod.server.faults import VARIABLE as FAULTS_VARIABLE
 
 DEFAULT_PORT: Final = 8900
 READY_S_MAX: Final = 60.0
@@ -46,6 +47,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action=argparse.BooleanOptionalAction,
         help="start instances on idle nodes before their first block (default: yes, on a test clock no)",
     )
+    parser.add_argument(
+        "--vast-routes", action="store_true", help="serve the routes of Vast's Deployments API for its client as well"
+    )
+    parser.add_argument(
+        "--faults", action="store_true", help="let POST /v1/faults break things on purpose, for tests"
+    )
     parser.add_argument("--embedded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 
@@ -61,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
         os.environ[DATABASE_VARIABLE] = args.database
     if args.detach:
         return _detach(args, layout)
+    os.environ.pop(FAULTS_VARIABLE, None)
+    if args.faults:
+        os.environ[FAULTS_VARIABLE] = str(layout.faults)
     lock = cloud.prepare(layout)
     try:
         port = args.port if args.port is not None else (0 if args.embedded else DEFAULT_PORT)
@@ -89,6 +99,10 @@ def server_flags(args: argparse.Namespace) -> list[str]:
         flags += ["--block-s", str(args.block_s)]
     if args.early_start is not None:
         flags.append("--early-start" if args.early_start else "--no-early-start")
+    if args.vast_routes:
+        flags.append("--vast-routes")
+    if args.faults:
+        flags.append("--faults")
     return flags
 
 

@@ -134,12 +134,17 @@ class _Resolved(AbstractResolver):
 
 async def attempt(hook: Webhook, event: Event, now: float, *, anywhere: bool) -> str:
     """Deliver one event once: "" when it was taken, else what went wrong. `anywhere` allows private addresses."""
+    return await deliver(hook.url, hook.secret, f"evnt_{event.seq}", body_of(event), now, anywhere=anywhere)
+
+
+async def deliver(url: str, secret: str, event_id: str, body: bytes, now: float, *, anywhere: bool) -> str:
+    """Post a signed body once: "" when it was taken, else what went wrong. `anywhere` allows private addresses."""
     try:
         async with asyncio.timeout(ATTEMPT_S_MAX):
-            addresses = await resolve(hook.url)
+            addresses = await resolve(url)
             if not anywhere and not all(is_public(address) for _, address in addresses):
                 return "its host has a private address now, where nothing is sent; set a url with a public address"
-            return await _post(hook, event, now, addresses)
+            return await _post(url, secret, event_id, body, now, addresses)
     except TimeoutError:
         return f"no answer within {ATTEMPT_S_MAX:.0f} s"
     except socket.gaierror:
@@ -149,18 +154,17 @@ async def attempt(hook: Webhook, event: Event, now: float, *, anywhere: bool) ->
         return f"no connection ({type(error).__name__})"
 
 
-async def _post(hook: Webhook, event: Event, now: float, addresses: Addresses) -> str:
-    body = body_of(event)
+async def _post(url: str, secret: str, event_id: str, body: bytes, now: float, addresses: Addresses) -> str:
     headers = {
         "Content-Type": "application/json",
         "User-Agent": "nanopod-webhooks",
-        "Nanopod-Event-Id": f"evnt_{event.seq}",
-        "Nanopod-Signature": signature(hook.secret, body, int(now)),
+        "Nanopod-Event-Id": event_id,
+        "Nanopod-Signature": signature(secret, body, int(now)),
     }
     connector = aiohttp.TCPConnector(resolver=_Resolved(addresses), force_close=True)
     async with (
         aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as session,
-        session.post(hook.url, data=body, headers=headers, allow_redirects=False) as answer,
+        session.post(url, data=body, headers=headers, allow_redirects=False) as answer,
     ):
         if 200 <= answer.status < 300:
             return ""

@@ -23,9 +23,12 @@ from sqlalchemy import (
     text,
 )
 
+from nanopod.store.schema import NUMBER as _NUMBER
 from nanopod.store.schema import metadata
 
 _OPEN: Final = text("ended_at IS NULL")
+_UNSENT: Final = text("ended_at IS NULL AND sent_at IS NULL")
+_WAITING: Final = text("webhook_at IS NOT NULL")
 
 
 def _name() -> tuple[Column[str], Column[str], Column[str]]:
@@ -67,11 +70,20 @@ call: Final = Table(
     Column("started_at", Float),
     Column("ended_at", Float),
     Column("expires_at", Float),
+    Column("sent_at", Float),
+    Column("cancelled_at", Float),
+    Column("webhook_at", Float),
     Index("call_open", "created_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("call_unsent", "endpoint_id", "created_at", sqlite_where=_UNSENT, postgresql_where=_UNSENT),
+    Index("call_webhook", "webhook_at", sqlite_where=_WAITING, postgresql_where=_WAITING),
     Index("call_expiry", "expires_at"),
     Index("call_created", "workspace_id", "created_at"),
 )
-"""Calls that survive their caller. `header` is an encoded `model.calls.Call`; `result` the frames that answer it."""
+"""Calls that survive their caller. `header` is an encoded `model.calls.Call`; `result` the frames that answer it.
+
+`sent_at`: given to the gateway for the first time; `cancelled_at`: somebody asked to give it up; `webhook_at`: when its
+webhook is to be tried next.
+"""
 
 schedule: Final = Table(
     "schedule",
@@ -186,7 +198,42 @@ queue_item: Final = Table(
     Index("queue_item_expiry", "expires_at"),
 )
 
+vast_deployment: Final = Table(
+    "vast_deployment",
+    metadata,
+    Column("id", _NUMBER, primary_key=True, autoincrement=True),
+    Column("workspace_id", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("tag", String, nullable=False),
+    Column("config", Text, nullable=False),
+    Column("endpoint_id", String, nullable=False, server_default=""),
+    Column("blob", String, nullable=False, server_default=""),
+    Column("upload", String, nullable=False, server_default=""),
+    Column("state", String, nullable=False, server_default="active"),
+    Column("version_id", BigInteger, nullable=False, server_default="0"),
+    Column("heartbeat_at", Float),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("workspace_id", "name", "tag"),
+    sqlite_autoincrement=True,
+)
+"""A deployment that came over the Vast-shaped routes. `config` is what its client sent, `upload` waits for its file."""
+
+vast_version: Final = Table(
+    "vast_version",
+    metadata,
+    Column("id", _NUMBER, primary_key=True, autoincrement=True),
+    Column("deployment_id", BigInteger, nullable=False),
+    Column("file_hash", String, nullable=False),
+    Column("blob", String, nullable=False, server_default=""),
+    Column("label", String, nullable=False, server_default=""),
+    Column("created_at", Float, nullable=False),
+    Index("vast_version_deployment", "deployment_id", "id"),
+    sqlite_autoincrement=True,
+)
+
 TABLES: Final = (
     call, schedule, secret, secret_version, volume, volume_version, shared_dict, dict_entry, shared_queue, queue_item,
+    vast_deployment, vast_version,
 )  # fmt: skip
 """All of them, in the order of making."""

@@ -9,9 +9,9 @@ import msgspec
 from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select, update
 
 from nanopod.model.chain import Endpoint, Revision
-from nanopod.model.endpoint import EndpointSpec, Failure, ScaleSpec
+from nanopod.model.endpoint import EndpointSpec, Failure, RolloutSpec, ScaleSpec
 from nanopod.store.base import Base, to_json
-from nanopod.store.schema import deployment, endpoint, event, revision
+from nanopod.store.schema import deployment, endpoint, event, instance, revision
 
 EVENTS_KEPT_MAX: Final = 200
 """Lines of its story remembered per endpoint, about."""
@@ -25,6 +25,7 @@ _GENERATIONS: Final = (
 # The same few texts are read again and again, and what they mean never changes.
 _spec: Final = lru_cache(256)(msgspec.json.Decoder(EndpointSpec).decode)
 _scale: Final = lru_cache(1024)(msgspec.json.Decoder(ScaleSpec).decode)
+_rollout: Final = lru_cache(256)(msgspec.json.Decoder(RolloutSpec).decode)
 failure_of: Final = lru_cache(256)(msgspec.json.Decoder(Failure).decode)
 """A failure from its column."""
 reasons_of: Final = lru_cache(1024)(msgspec.json.Decoder(tuple[str, ...]).decode)
@@ -56,6 +57,7 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         canary_percent=row.canary_percent,
         canary_at=row.canary_at,
         canary_state=row.canary_state,
+        rollout=_rollout(row.rollout) if row.rollout else RolloutSpec(),
     )
 
 
@@ -129,6 +131,7 @@ class EndpointRows(Base):
             revision_id=revision_id,
             scale=to_json(spec.scale),
             scale_fingerprint=spec.fingerprints.scale,
+            rollout=to_json(spec.rollout),
             target=-1,
             reasons="[]",
             scale_state=b"",
@@ -181,9 +184,37 @@ class EndpointRows(Base):
             number=number,
             spec=to_json(spec),
             model_id=spec.model.model_id if spec.model else None,
+            version_label=spec.version_label,
             created_at=now,
         )
         return number
+
+    def prune_revisions(self, endpoint_id: str, keep: int) -> list[str]:
+        """Forget an endpoint's oldest revisions beyond `keep` that nothing runs or falls back to; their ids."""
+        known = self.connection.execute(
+            select(revision.c.id).where(revision.c.endpoint_id == endpoint_id).order_by(revision.c.number.desc())
+        ).scalars()
+        old = list(known)[keep:]
+        if not old:
+            return []
+        holders = (
+            select(endpoint.c.revision_id).where(endpoint.c.id == endpoint_id),
+            select(endpoint.c.stable_revision_id).where(endpoint.c.id == endpoint_id),
+            select(deployment.c.revision_id).where(deployment.c.endpoint_id == endpoint_id),
+            select(instance.c.revision_id).where(
+                instance.c.endpoint_id == endpoint_id, instance.c.ended_at.is_(None)
+            ),
+        )  # fmt: skip
+        used = {one for statement in holders for one in self.connection.execute(statement).scalars()}
+        gone = [one for one in old if one not in used]
+        if gone:
+            self.connection.execute(delete(revision).where(revision.c.id.in_(gone)))
+        return gone
+
+    def bundles(self) -> set[str]:
+        """The digests of the bundles of every revision there is."""
+        texts = self.connection.execute(select(revision.c.spec)).scalars()
+        return {spec.bundle for text in texts if (spec := _spec(text)).bundle}
 
     def set_revision(self, revision_id: str, **values: Any) -> None:
         """Change columns of a revision: its record of failures and health."""
@@ -232,7 +263,7 @@ class EndpointRows(Base):
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """Structured values as their columns keep them."""
     plain = dict(values)
-    for name in ("failure", "scale", "reasons", "spec"):
+    for name in ("failure", "scale", "reasons", "spec", "rollout"):
         if plain.get(name) is not None:
             plain[name] = to_json(plain[name])
     return plain

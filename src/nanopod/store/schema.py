@@ -21,7 +21,7 @@ from sqlalchemy import (
 )
 
 metadata: Final = MetaData()
-_NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
+NUMBER: Final = BigInteger().with_variant(Integer, "sqlite")
 """A number that the database draws: SQLite does so for columns of the type INTEGER only."""
 
 
@@ -138,6 +138,7 @@ endpoint: Final = Table(
     Column("canary_percent", Integer, nullable=False, server_default="0"),
     Column("canary_at", Float),
     Column("canary_state", Text, nullable=False, server_default=""),
+    Column("rollout", Text, nullable=False, server_default=""),
 )
 Index(
     "endpoint_name",
@@ -241,7 +242,7 @@ instance: Final = Table(
 usage_record: Final = Table(
     "usage_record",
     metadata,
-    Column("seq", _NUMBER, primary_key=True, autoincrement=True),
+    Column("seq", NUMBER, primary_key=True, autoincrement=True),
     Column("record_id", String, nullable=False, unique=True),
     Column("request_id", String, nullable=False),
     Column("workspace_id", String, nullable=False),
@@ -281,7 +282,7 @@ activation: Final = Table(
 event: Final = Table(
     "event",
     metadata,
-    Column("seq", _NUMBER, primary_key=True, autoincrement=True),
+    Column("seq", NUMBER, primary_key=True, autoincrement=True),
     Column("at", Float, nullable=False),
     Column("kind", String, nullable=False),
     Column("key", String, nullable=False),

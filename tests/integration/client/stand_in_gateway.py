@@ -129,6 +129,9 @@ class FakeGateway:
                 [] if known is None else [k for k, v in spec["fingerprints"].items() if v != known["fingerprints"][k]]
             )
             tier = 4 if known is None else max([0, *({"scale": 1, "code": 2, "image": 3}[part] for part in changed)])
+            if "dry_run" not in query and tier >= 2 and spec["bundle"] and spec["bundle"] not in self.blobs:
+                gone = {"type": "conflict", "message": "bundle: blob was not uploaded", "details": []}
+                return 409, {"error": gone}
             if "dry_run" not in query:
                 self.specs[name] = spec
             action = ("exists", "autoscale_update", "soft_update", "hard_update", "created")[tier]

@@ -109,7 +109,7 @@ def test_a_second_deploy_is_asked_again_when_the_blob_vanished(two: FakeGateway,
         "message": "gone",
         "details": [{"field": "bundle", "code": "blob_missing", "message": "gone"}],
     }
-    two.failures = [(204, None), (409, {"error": error})]
+    two.failures = [(409, {"error": error})]
     assert run(two, write(tmp_path, HEAD, SQUARE, MAIN)).returncode == 0
     assert two.specs["app:default"]["bundle"] in two.blobs
 
@@ -119,7 +119,6 @@ def test_a_busy_server_is_asked_again_and_a_refusal_is_shown(two: FakeGateway, t
     assert run(two, write(tmp_path, HEAD, SQUARE, MAIN)).returncode == 0
     details = [{"field": "scale.max_worker", "code": "unknown", "message": "unknown field"}]
     two.failures = [
-        (204, None),
         (422, {"error": {"type": "unprocessable_entity", "message": "bad", "details": details}}),
     ]
     done = run(two, write(tmp_path, HEAD, SQUARE, MAIN))

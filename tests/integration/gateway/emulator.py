@@ -46,6 +46,7 @@ class Held:
     ok: bool = True
     stream: int = 0
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    attempt: int = 1
 
 
 class Emulator:
@@ -127,7 +128,7 @@ class Emulator:
             head, body = frames.unpack_open(payload)
             fields = json.loads(head)
             if fields["k"] == "call":
-                self.open_call(stream, flags, body)
+                self.open_call(stream, flags, body, fields.get("attempt", 1))
             elif fields["k"] == "adopt":
                 self.adopt(stream, bytes.fromhex(fields["id"]))
             else:
@@ -243,10 +244,10 @@ class Emulator:
 
     # --- calls ---
 
-    def open_call(self, stream: int, flags: int, body: bytes) -> None:
+    def open_call(self, stream: int, flags: int, body: bytes, attempt: int) -> None:
         header, payload = calls.decode(body)
         assert isinstance(header, calls.Call)
-        held = Held(header, payload, stream=stream)
+        held = Held(header, payload, stream=stream, attempt=attempt)
         self.streams[stream] = held
         if flags & frames.FLAG_END:
             self.start_call(stream, held)
@@ -286,6 +287,24 @@ class Emulator:
             self.end(held, [calls.encode(calls.End(call.id))])
         elif call.function == "refuse_once":
             self.finish(held, msgspec.msgpack.encode("taken"))
+        elif call.function in ("who", "cached"):
+            self.finish(held, msgspec.msgpack.encode([self.args.instance, held.attempt]))
+        elif call.function == "flaky":
+            (good,), _ = msgspec.msgpack.decode(held.payload)
+            if held.attempt >= good:
+                self.finish(held, msgspec.msgpack.encode([self.args.instance, held.attempt]))
+            else:
+                held.ok = False
+                types = ["deployment.Flaky", "ValueError", "Exception"]
+                error = calls.Error(call.id, "remote_error", "Flaky: not yet", started=True, types=types)
+                self.end(held, [calls.encode(error)])
+        elif call.function == "preempted":
+            if held.attempt > 1:
+                self.finish(held, msgspec.msgpack.encode([self.args.instance, held.attempt]))
+            else:
+                held.ok = False
+                text = "the worker was preempted"
+                self.end(held, [calls.encode(calls.Error(call.id, "worker_lost", text, started=True))])
         elif call.function == "size":
             self.finish(held, msgspec.msgpack.encode(len(held.payload)))
         elif call.function == "big":

@@ -23,7 +23,7 @@ from typing import Any
 
 from nanopod.drivers.link import messages
 from nanopod.model import calls, websocket
-from nanopod.model.endpoint import Failure, FunctionSpec
+from nanopod.model.endpoint import Failure, FunctionSpec, RetrySpec
 from nanopod.model.layout import Layout
 from nanopod.model.wire import (
     Demand,
@@ -40,6 +40,7 @@ from nanopod.model.wire import (
 
 KEY = "sk_np_abcdefgh_" + "s" * 32 + "_00000000"
 OTHER_KEY = "sk_np_otheroth_" + "o" * 32 + "_00000000"
+SERVER_KEY = "sk_np_internal_" + "i" * 32 + "_00000000"
 READ_KEY = "sk_np_readonly_" + "r" * 32 + "_00000000"
 PEPPER = b"pepper" * 4
 HERE = Path(__file__).parent
@@ -58,6 +59,12 @@ FUNCTIONS = {
     "size": FunctionSpec("size", concurrency=4),
     "big": FunctionSpec("big", concurrency=4),
     "refuse_once": FunctionSpec("refuse_once", concurrency=4),
+    "who": FunctionSpec("who", concurrency=4),
+    "cached": FunctionSpec("cached", concurrency=4, idempotent=True, cache_ttl_s=60.0),
+    "flaky": FunctionSpec(
+        "flaky", concurrency=4, retries=RetrySpec(max=2, initial_s=0.05, cap_s=0.1, on=("Flaky", "WorkerLost"))
+    ),
+    "preempted": FunctionSpec("preempted", concurrency=4, idempotent=True, on_preempt="retry"),
 }
 
 
@@ -146,6 +153,7 @@ class Stage:
             digest(KEY): KeyRow("abcdefgh", "wksp_a"),
             digest(OTHER_KEY): KeyRow("otheroth", "wksp_b"),
             digest(READ_KEY): KeyRow("readonly", "wksp_a", ("read",)),
+            digest(SERVER_KEY): KeyRow("internal", "wksp_a", ("internal",)),
         }
         self.processes: list[subprocess.Popen[str]] = []
         self.gateway: subprocess.Popen[bytes] | None = None
@@ -221,18 +229,28 @@ class Stage:
         return found
 
     def worker(
-        self, endpoint_id: str, instance: str = "inst_1", *options: str, linked: bool = True
+        self, endpoint_id: str, instance: str = "inst_1", *options: str, linked: bool = True, revision: str = "rev_1"
     ) -> subprocess.Popen[str]:
         """Start an emulator and (usually) wait for its link."""
         token = f"token-{instance}"
-        row = WorkerRow(instance, endpoint_id, "rev_1", 1, 64, hashlib.sha256(token.encode()).hexdigest())
+        row = WorkerRow(instance, endpoint_id, revision, 1, 64, hashlib.sha256(token.encode()).hexdigest())
         if self.workers.get(instance) != row:
             self.workers[instance] = row
             self.push()
         process = subprocess.Popen(
             [
                 *(sys.executable, str(HERE / "emulator.py"), "--socket", str(self.layout.gateway_socket)),
-                *("--instance", instance, "--endpoint", endpoint_id, "--revision", "rev_1", "--token", token, *options),
+                *(
+                    "--instance",
+                    instance,
+                    "--endpoint",
+                    endpoint_id,
+                    "--revision",
+                    revision,
+                    "--token",
+                    token,
+                    *options,
+                ),
             ],
             stdout=subprocess.PIPE,
             text=True,
@@ -281,7 +299,7 @@ class Stage:
             shutil.rmtree(self.layout.run, ignore_errors=True)
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 10.0, what: str = "condition") -> Any:
+def until(condition: Callable[[], Any], timeout_s: float = 30.0, what: str = "condition") -> Any:
     """Wait for a condition; its value."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -90,7 +90,9 @@ class Instance:
             argv, launch.environment_of(self.spec.instance_id, env or {}), str(self.app),
             self.spec.lease_s, self.spec.grace_s,
         )  # fmt: skip
-        start = records.Start(self.spec, [f"unix:{gateway}"], how, str(root / "models"))
+        start = records.Start(
+            self.spec, [f"unix:{gateway}"], how, str(root / "models"), snapshots_dir=str(root / "snapshots")
+        )
         records.write_start(self.directory, start)
         self.running: records.Running | None = None
         self.started_at = 0.0

@@ -375,7 +375,7 @@ def test_nothing_outlives_the_supervisor(root: Path) -> None:
         node.server.want(instance_spec(node.app()))
         await node.gateway.ready()
         assert procs.parent_of(node.running().pid) == node.agent.pid
-        assert len(node.processes()) == 4
+        assert len(node.processes()) == 5, "supervisor, agent, fork server, shim, worker"
         node.agent.kill()
         node.agent.wait(5)
         await eventually(lambda: not node.processes(), 3, "everything is gone with the supervisor")

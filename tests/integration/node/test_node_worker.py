@@ -16,7 +16,7 @@ from fake_gateway import FakeGateway, Worker
 from node_instances import Instance, eventually, function_app
 
 from nanopod.model import calls, frames
-from nanopod.model.errors import Cancelled, NotFound, SerializationError
+from nanopod.model.errors import Cancelled, NotFound, SerializationError, WorkerLost
 from nanopod.node import files, launch, procs, records
 
 pytestmark = pytest.mark.integration
@@ -444,9 +444,10 @@ def test_calls_that_overrun_the_grace_are_given_up_and_contexts_left_all_the_sam
                 began = time.monotonic()
                 instance.terminate()
                 await worker.over(running)
-                reset = running.reset()
-                assert reset is not None
-                assert reset[0] == "engine_lost"
+                with pytest.raises(WorkerLost, match="SIGTERM was sent") as caught:
+                    running.value()
+                assert (caught.value.started, caught.value.preempted) == (True, True)
+                assert "nanopod.model.errors.WorkerLost" in running.headers()[-1].types
                 verdict = await instance.verdict()
                 assert verdict.exit_code == 0
                 assert 0.9 < time.monotonic() - began < 3.5

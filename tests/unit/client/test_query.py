@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanopod.client import columns, gpus
-from nanopod.client.query import FlagColumn, Query, TextColumn, parse_query
+from nanopod.client.image import Image
+from nanopod.client.query import ALIASES, FlagColumn, Query, TextColumn, parse_query
 from nanopod.client.query import columns as known
 from nanopod.data import query as public
 from nanopod.data.query import RTX_4090, RTX_5090, duration, gpu_name, gpu_ram, num_gpus, verified
+from nanopod.model.errors import Invalid
 
 OPERATORS = {
     "eq": operator.eq, "neq": operator.ne, "lt": operator.lt, "lte": operator.le, "gt": operator.gt, "gte": operator.ge,
@@ -143,3 +145,69 @@ def test_mistakes_fail_loudly() -> None:
     with pytest.raises(ValueError, match="finite"):
         gpu_ram >= float("inf")  # noqa: B015
     assert len({gpu_ram, num_gpus, gpu_ram}) == 2
+
+
+def test_alternatives_that_must_both_hold_are_multiplied_out() -> None:
+    both = ((gpu_ram >= 24) | (num_gpus >= 2)) & ((gpu_ram >= 48) | (num_gpus <= 4))
+    assert both.query == {
+        "any": [
+            {"gpu_ram": {"gte": 48000}},
+            {"gpu_ram": {"gte": 24000}, "num_gpus": {"lte": 4}},
+            {"num_gpus": {"gte": 2}, "gpu_ram": {"gte": 48000}},
+            {"num_gpus": {"gte": 2, "lte": 4}},
+        ]
+    }
+    some = ((gpu_name == "A10") | (num_gpus >= 2)) & ((gpu_name == "L4") | (num_gpus >= 4))
+    assert {"gpu_name": {"eq": "A10"}} not in some.query["any"], "nothing is both at once"
+    assert len(some.query["any"]) == 3
+    with pytest.raises(ValueError, match="exclude each other"):
+        Query({"any": [{"gpu_name": {"eq": "A10"}}]}).extend(Query({"any": [{"gpu_name": {"eq": "L4"}}]}))
+    mixed = Query().extend(
+        Query({"any": [{"gpu_name": {"neq": "A10"}}]}), Query({"any": [{"gpu_name": {"neq": "L4"}}]})
+    )
+    assert mixed.query["any"][0]["gpu_name"]["notin"] == ["A10", "L4"]
+
+
+def test_negation_of_a_mixture() -> None:
+    mixed = (num_gpus >= 1) & ((gpu_ram >= 24) | (duration > 1))
+    assert (~mixed).query == {"any": [{"num_gpus": {"lt": 1}}, {"gpu_ram": {"lt": 24000}, "duration": {"lte": 86400}}]}
+    for op, negated in (("==", "neq"), ("!=", "eq"), ("<", "gte"), ("<=", "gt"), (">", "lte"), (">=", "lt")):
+        compare = {"==": operator.eq, "!=": operator.ne, "<": operator.lt, "<=": operator.le, ">": operator.gt,
+                   ">=": operator.ge}[op]  # fmt: skip
+        assert (~compare(num_gpus, 2)).query == {"num_gpus": {negated: 2}}
+    with pytest.raises(ValueError, match="nothing to negate"):
+        ~Query()
+
+
+def test_preferences_keep_their_order_beside_the_condition() -> None:
+    first = gpu_name.prefer(["H100 SXM", "A100 SXM4"]) & (num_gpus == 1)
+    assert first.query == {"gpu_name": {"in": ["H100 SXM", "A100 SXM4"]}, "num_gpus": {"eq": 1}}
+    assert first.order == [{"gpu_name": {"eq": "H100 SXM"}}, {"gpu_name": {"eq": "A100 SXM4"}}]
+    assert parse_query(str(first)) == first.query, "the order is not part of the text"
+    image = Image().require(gpu_ram >= 24).prefer([gpu_name == "H100 SXM", (gpu_name == "L4") & (num_gpus == 4)])
+    spec = image.spec()
+    assert spec.query["any"] == [{"gpu_name": {"eq": "H100 SXM"}}, {"gpu_name": {"eq": "L4"}, "num_gpus": {"eq": 4}}]
+    assert spec.prefer == tuple(spec.query["any"])
+    assert spec.query["gpu_ram"] == {"gte": 24000} and spec.query["verified"] == {"eq": True}
+    several = Image().prefer(gpu_name == "H100 SXM", gpu_name == "L4").spec()
+    assert several.query["gpu_name"] == {"in": ["H100 SXM", "L4"]}
+    assert several.prefer == ({"gpu_name": {"eq": "H100 SXM"}}, {"gpu_name": {"eq": "L4"}})
+    product = Query().extend(gpu_name.prefer(["A", "B"]), num_gpus.prefer([2, 1]))
+    assert product.order[:2] == [
+        {"gpu_name": {"eq": "A"}, "num_gpus": {"eq": 2}}, {"gpu_name": {"eq": "A"}, "num_gpus": {"eq": 1}},
+    ]  # fmt: skip
+    with pytest.raises(Invalid, match="prefer"):
+        Image().prefer(["H100"])  # type: ignore[list-item]
+
+
+def test_aliases_and_wildcards() -> None:
+    for alias, name in ALIASES.items():
+        assert list(parse_query(f"{alias}=1")) == [name]
+    with pytest.raises(ValueError, match="goes with = only"):
+        parse_query("gpu_name!=any")
+
+
+def test_strict_requirements_travel(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not Image().require(num_gpus >= 1).spec().strict
+    monkeypatch.setenv("NANOPOD_LOCAL_STRICT", "1")
+    assert Image().require(num_gpus >= 1).spec().strict

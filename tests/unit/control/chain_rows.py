@@ -27,7 +27,7 @@ class FakeMarket:
     def supply_changed(self, sku_id: str | None = None) -> None:
         self.kinds.append(sku_id)
 
-    def ensure_procurement(self, capacity_id: str, sku_id: str) -> None:
+    def ensure_procurement(self, capacity_id: str, sku_id: str, *, capped: bool = False) -> None:
         self.procured.append((capacity_id, sku_id))
 
 

@@ -6,10 +6,20 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chain_rows import SPEC, endpoint, revision
+from chain_rows import SPEC, endpoint, instance, revision
 
-from nanopod.control.update import check, compare, fingerprinted
-from nanopod.model.endpoint import EndpointSpec, Fingerprints, FunctionSpec, ImageSpec, ModelSpec, ScaleSpec
+from nanopod.control.update import check, compare, fingerprinted, workers_affected
+from nanopod.model.endpoint import (
+    EndpointSpec,
+    Fingerprints,
+    FunctionSpec,
+    ImageSpec,
+    ModelSpec,
+    RolloutSpec,
+    ScaleSpec,
+    SecretRef,
+    VolumeMount,
+)
 from nanopod.model.errors import Invalid
 
 BASE = fingerprinted(replace(SPEC, fingerprints=Fingerprints("code-1", "image-1", "scale-1")))
@@ -54,7 +64,7 @@ def test_a_new_name_is_a_new_endpoint() -> None:
 def test_what_differs_is_named() -> None:
     known = endpoint(scale=BASE.scale, scale_fingerprint="scale-1")
     wanted = replace(BASE, scale=replace(BASE.scale, max_workers=3), fingerprints=prints(scale="s2"))
-    assert compare(known, revision(spec=BASE), wanted).reasons == ("settings: max_workers",)
+    assert compare(known, revision(spec=BASE), wanted).reasons == ("settings: max_workers 10 -> 3",)
 
 
 def test_fingerprints_that_were_left_out_follow_the_fields() -> None:
@@ -107,3 +117,59 @@ def test_impossible_specifications_name_the_field(more: dict[str, Any], field: s
 def test_good_specifications_pass() -> None:
     check(BASE)
     check(EndpointSpec("m", kind="model", model=ModelSpec("m", engine="command", argv=("serve", "{port}"))))
+
+
+def test_edits_are_sorted_into_their_parts() -> None:
+    known = endpoint(scale=BASE.scale, scale_fingerprint="scale-1")
+    base = replace(BASE, files={"a.py": "1", "b.py": "1"})
+
+    def edit(**more: Any) -> Any:
+        return compare(known, revision(spec=base), fingerprinted(replace(base, **more)))
+
+    code = edit(fingerprints=prints(code="c2"), files={"a.py": "1", "b.py": "2", "c.py": "1"})
+    assert (code.tier, code.files) == (2, ("b.py", "c.py"))
+    assert code.reasons == ("code: b.py, c.py",)
+    pips = edit(fingerprints=prints(code="c2"), image=ImageSpec(pip_install=("x",)), files=base.files)
+    assert (pips.tier, pips.changed, pips.reasons) == (2, ("code",), ("code: pip_install",))
+    rollout = edit(rollout=RolloutSpec(canary_percent=10))
+    assert (rollout.tier, rollout.reasons) == (1, ("rollout: canary_percent 0 -> 10",))
+    for image in (
+        ImageSpec(secrets=(SecretRef("hf", 2),)), ImageSpec(volumes=(VolumeMount("/m", "m"),)),
+        ImageSpec(prefer=({"num_gpus": {"eq": 1}},)),
+    ):  # fmt: skip
+        assert edit(image=image).tier == 3, image
+
+
+def test_a_query_edit_keeps_workers_that_still_fit() -> None:
+    known = endpoint(scale=BASE.scale, scale_fingerprint="scale-1")
+    rows = [instance("cpu", sku_id="s1"), instance("gpu", sku_id="s2"), instance("old", sku_id="s1", intent="stop")]
+    query = ImageSpec(query={"num_gpus": {"gte": 1}})
+    hardware = compare(known, revision(spec=BASE), replace(BASE, image=query, fingerprints=prints(image="i2")))
+    assert (hardware.tier, hardware.hardware_only) == (3, True)
+    assert workers_affected(hardware, rows, ["s2"]) == ["cpu"]
+    env = compare(
+        known, revision(spec=BASE), replace(BASE, image=replace(query, env={"A": "1"}), fingerprints=prints(image="i2"))
+    )
+    assert not env.hardware_only
+    assert workers_affected(env, rows, ["s2"]) == ["cpu", "gpu"]
+    both = compare(known, revision(spec=BASE), replace(BASE, image=query, fingerprints=prints("c2", "i2")))
+    assert not both.hardware_only, "the code changed as well"
+    settings = compare(known, revision(spec=BASE), fingerprinted(replace(BASE, ttl_s=5.0)))
+    assert workers_affected(settings, rows, []) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "field"),
+    [
+        ({"rollout": RolloutSpec(canary_percent=100)}, "rollout.canary_percent"),
+        ({"rollout": RolloutSpec(bake_s=-1)}, "rollout.bake_s"),
+        ({"rollout": RolloutSpec(max_error_percent=101)}, "rollout.max_error_percent"),
+        ({"rollout": RolloutSpec(min_calls=0)}, "rollout.min_calls"),
+        ({"scale": ScaleSpec(on_demand_fallback=1.5)}, "scale.on_demand_fallback"),
+        ({"scale": ScaleSpec(max_price=0.0)}, "scale.max_price"),
+    ],
+)
+def test_impossible_rollouts_and_prices_name_the_field(more: dict[str, Any], field: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        check(replace(BASE, **more))
+    assert caught.value.field == field

@@ -155,6 +155,7 @@ def test_deadlines_move_and_a_long_stop_is_caught_up_with() -> None:
 class FakeHost:
     now: float = 100.0
     waiting_bytes: int = 0
+    links: dict[str, WorkerLink] = field(default_factory=dict)
     demands: list[tuple[str, int]] = field(default_factory=list)
     active: int = 0
 
@@ -175,6 +176,10 @@ class FakeLink:
     revision_id: str = "r1"
     doomed_at: float | None = None
     in_flight: int = 0
+    instance_id: str = ""
+    perf: float | None = None
+    load: float = 0.0
+    keys: dict[str, None] = field(default_factory=dict)
     by_function: Counter[str] = field(default_factory=Counter)
 
     def has_room(self, job: Job, now: float) -> bool:
@@ -187,7 +192,7 @@ class FakeLink:
     def end(self, job: Job) -> None:
         self.in_flight -= 1
         self.by_function[job.function] -= 1
-        self.pool.released()
+        self.pool.released(cast(WorkerLink, self))
 
 
 class FakeJob(Job):

@@ -268,6 +268,10 @@ def test_threads_are_reused_and_never_queue() -> None:
         time.sleep(0.001)
     assert len(set(seen[:3])) == 3
     assert seen[3] in seen[:3]
+    threads.close()
+    while any(thread.name in seen for thread in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not any(thread.name in seen for thread in threading.enumerate())
 
 
 # --- foreign answers ---

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -201,3 +202,72 @@ def test_panic_ends_after_a_calm_stable_window() -> None:
     assert world.state.panic_since is not None
     world.run(STABLE_S + PANIC_S + 2, 1.0)
     assert world.state.panic_since is None
+
+
+def test_a_lone_caller_has_one_worker() -> None:
+    world = World(replace(STEADY, target_util=0.9))
+    world.step()
+    assert set(world.run(90, 1.0)) == {1}, "1 / 0.9 is no reason for two"
+    assert set(world.run(90, 1.01)) == {1}, "a measured second may come out a little above 1"
+    assert world.run(40, 2.0)[-1] == 2, "two callers, two workers: no more workers than requests"
+    assert world.run(40, 9.0)[-1] == 9
+
+
+def test_a_known_speed_lets_the_load_ask_for_workers() -> None:
+    world = World(replace(STEADY, target_util=0.8, max_workers=50), slots=100)
+    world.step()
+
+    def steps(units: float, **seen: object) -> int:
+        found = 0
+        for _ in range(40):
+            world.now += 1
+            load = tuple((int(world.now) - n, units) for n in range(STABLE_S))
+            found = world.step(40.0, load=load, perf=100.0, **seen)
+        return found
+
+    assert steps(70.0) == 1
+    assert steps(700.0) == 9, "700 / (100 * 0.8)"
+    assert any("700 units of load a second" in reason for reason in world.decision.reasons)
+
+
+def test_a_queue_longer_than_the_target_asks_for_more() -> None:
+    spec = replace(STEADY, target_queue_time=10, max_workers=50)
+    world = World(spec, slots=100)
+    world.step()
+    world.now += 1
+    seen = {"perf": 100.0, "workload": 1000.0, "ready": 1}
+    assert world.step(20.0, waiting=1, **seen) == 1, "exactly 10 s to wait is not too long"
+    assert world.step(20.0, waiting=8, **seen) == 8, "8000 units in 10 s at 100 a second"
+    assert any("above target_queue_time=10" in reason for reason in world.decision.reasons)
+    assert world.state.panic_since == world.now, "80 s are above max_queue_time"
+    assert world.step(20.0, waiting=500, **seen) == 20, "never more workers than requests"
+
+
+def test_what_is_kept_cold_starts_one_by_one_after_what_the_load_needs() -> None:
+    sample = ScaleSpec(
+        cold_workers=2, max_workers=10, min_load=100, min_cold_load=50, target_util=0.8, cold_mult=2
+    )  # fmt: skip
+
+    def targets(units: float, steps: int) -> list[int]:
+        state, found, ready = ScaleState(), [], 0
+        for second in range(steps):
+            now = 1000.0 + second
+            load = tuple((int(now) - n, units) for n in range(STABLE_S)) if units else ()
+            samples = ((int(now), 40.0 if units else 0.0),)
+            seen = Observed(samples, ready=ready, slots=100, perf=100.0, load=load)
+            state, decision = decide(sample, state, seen, now)
+            found.append(decision.target)
+            ready = decision.target if second % 2 else ready  # a start takes two seconds
+        return found
+
+    idle = targets(0.0, 30)
+    assert idle[0] == 2, "what the least load needs comes first"
+    assert idle[-1] == 4
+    assert all(later - sooner <= 1 for sooner, later in itertools.pairwise(idle)), "one by one"
+    assert targets(700.0, 60)[-1] == 10, "9 for the load, and the cap"
+    assert targets(2000.0, 60)[-1] == 10
+
+
+def test_a_floor_of_cold_load_keeps_it_awake() -> None:
+    assert zero_after_s(replace(SLEEPY, min_cold_load=1)) is None
+    assert floor_of(replace(SLEEPY, min_cold_load=450, target_util=0.9), 100.0) == (5, "at least 5: min_cold_load=450")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nanopod.model.capacity import Sku
-from nanopod.scheduler.placement.fit import Option, choose, fit
+from nanopod.scheduler.placement.fit import Option, choose, fit, fitting, price_cap
 
 GIB = 1 << 30
 CPU = Sku("s-cpu", "cpu-8x", num_vcpus=8, memory=32 * GIB, local_storage=500 * 10**9)
@@ -73,3 +73,50 @@ def test_free_before_cheap_before_name() -> None:
     assert choose({}, [cheap_but_full, free, freer]).sku_id == "s-gpu", "both have room for one: the cheaper"
     assert choose({}, [cheap_but_full, free, freer], wanted=3).sku_id == "s-big"
     assert choose({}, [Option(GPU, 4), Option(CPU, 4)]).sku_id == "s-gpu", "by name, when nothing else tells"
+
+
+def test_what_nodes_say_is_judged_too() -> None:
+    facts = {"driver_version": "535.104.05", "reliability": 0.98, "inet_down": 800, "cuda_max_good": 12.2}
+    assert fit({"driver_version": {"gte": "535.86.01"}, "reliability": {"gt": 0.95}}, GPU, facts).good
+    assert not fit({"driver_version": {"gte": "535.110"}}, GPU, facts).good
+    found = fit({"inet_down": {"gte": 1000}, "cuda_max_good": {"gte": 12.0}, "dlperf": {"gt": 1}}, GPU, facts)
+    assert found.unmet == ("inet_down gte 1000 (it has 800)",)
+    assert found.unknown == ("dlperf",)
+
+
+def test_prices_limit_and_filter_nothing() -> None:
+    query = {"dph_total": {"lte": 0.5}, "num_gpus": {"gte": 1}}
+    assert fit(query, GPU).good
+    assert not fit(query, GPU).unknown
+    assert price_cap(query, None) == 0.5
+    assert price_cap(query, 0.2) == 0.2
+    assert price_cap({"dph_total": {"gte": 1}}, None) is None
+    assert price_cap({}, 3.0) == 3.0
+
+
+def test_accelerators_are_overlooked_only_where_there_are_none_at_all() -> None:
+    query = {"gpu_name": {"eq": "RTX 4090"}, "cpu_cores": {"gte": 4}}
+    plain = fitting(query, [(CPU, {})])
+    assert plain.good == ("s-cpu",)
+    assert "although it does not meet: gpu_name" in plain.note
+    assert fitting(query, [(CPU, {})], strict=True).good == ()
+    assert fitting({**query, "cpu_cores": {"gte": 64}}, [(CPU, {})]).good == (), "what a plain machine can lack counts"
+    assert fitting({"gpu_name": {"eq": "L4"}}, [(CPU, {}), (GPU, {})]).good == ()
+    either = {"any": [{"num_gpus": {"gte": 1}}, {"cpu_cores": {"gte": 99}}]}
+    assert fitting(either, [(CPU, {})]).good == ("s-cpu",)
+    said = fitting(query, [(CPU, {})], strict=True).said
+    assert said.startswith("no kind of node meets its requirements (cpu-8x: gpu_name eq 'RTX 4090'")
+
+
+def test_the_most_preferred_kind_that_can_be_had() -> None:
+    prefer = [{"gpu_name": {"eq": "H100 SXM"}}, {"gpu_name": {"eq": "RTX 4090"}}]
+    query = {"gpu_name": {"in": ["H100 SXM", "RTX 4090"]}}
+    both = [Option(GPU, 4, 4, 50), Option(BIG, 8, 8, 900), Option(CPU, 4, 4, 1)]
+    assert choose(query, both, prefer=prefer).sku_id == "s-big"
+    assert "number 1 of 2 preferred" in choose(query, both, prefer=prefer).reasons
+    taken = [Option(GPU, 4, 4, 50), Option(BIG, 8, 0, 900)]
+    assert choose(query, taken, prefer=prefer).sku_id == "s-gpu"
+    dear = choose(query, both, prefer=prefer, cap=100)
+    assert (dear.sku_id, dear.at_hand) == ("s-gpu", True)
+    none = choose(query, [Option(GPU, 4, 0, 50), Option(BIG, 8, 0, 900)], prefer=prefer)
+    assert (none.sku_id, none.at_hand) == ("s-big", False)

@@ -7,6 +7,8 @@ import dataclasses
 import sys
 import traceback
 
+from nanopod.client import config
+from nanopod.client.api import Api
 from nanopod.client.cli import show
 from nanopod.client.sdk import Deployment
 from nanopod.model.errors import DeploymentFailed, Invalid, NanopodError
@@ -16,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `nanopod deploy`."""
     parser.add_argument("file", help="Python file with a Deployment")
     parser.add_argument("--tag", help="deploy under another tag than the file's own")
+    parser.add_argument("--label", metavar="TEXT", help="free text on this version (it restarts nothing)")
     parser.add_argument("--wait", action="store_true", help="return when a worker is ready")
     parser.add_argument("--timeout", type=float, default=900.0, metavar="S", help="for --wait (default: 900)")
     show.add_server_options(parser)
@@ -33,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(plan)
         if args.wait:
-            app.ensure_ready(wait=True, timeout=args.timeout)
+            _wait(app, args)
     except NanopodError as error:
         return failed(error)
     if args.json:
@@ -43,11 +46,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _wait(app: Deployment, args: argparse.Namespace) -> None:
+    """Wait for a ready worker, and show meanwhile how far it is. Raises `DeploymentFailed`."""
+    from nanopod.client import deploying
+    from nanopod.client.cli import serve
+
+    name = f"{app.name}:{app.tag}"
+    with serve.waiting(name, quiet=args.json) as progress:
+        app._endpoint = deploying.wait_endpoint(
+            Api(config.Target(app._route.url, app._route.key)) if app._route else show.api_of(args), name, args.timeout,
+            progress=progress,
+        )  # fmt: skip
+
+
 def prepared(args: argparse.Namespace) -> Deployment | None:
     """The file's deployment, aimed at a server; None (and a message) when the file does not import."""
     import os
 
-    from nanopod.client import config
     from nanopod.client.cli.loading import deployment_in, load
 
     url = config.find_url(args.url)
@@ -64,6 +79,7 @@ def prepared(args: argparse.Namespace) -> Deployment | None:
     app._url = url
     app._api_key = args.api_key or app._api_key
     app.tag = args.tag or app.tag
+    app.version_label = getattr(args, "label", None) or app.version_label
     return app
 
 

@@ -70,6 +70,7 @@ def describe(found: dict[str, Any]) -> None:
             ),
             ("why", "\n".join(map(str, found.get("reasons") or ()))),
             ("functions", [f.get("name") if isinstance(f, dict) else f for f in found.get("functions") or ()]),
+            ("web", "\n".join(_web_paths(found))),
             ("models", found.get("model_ids")),
             ("revision", found.get("revision_id")),
             ("label", found.get("version_label")),
@@ -107,6 +108,17 @@ def _wait(api: Api, args: argparse.Namespace) -> int:
     else:
         print(f"{args.name} is {found.get('status')}")
     return 0
+
+
+def _web_paths(found: dict[str, Any]) -> list[str]:
+    """What answers over HTTP, with its method, and whether a key is needed."""
+    functions = [dict(f["web"]) for f in found.get("functions") or () if isinstance(f, dict) and f.get("web")]
+    mounted = [{**a, "method": "ANY", "path": f"{str(a.get('path')).rstrip('/')}/*"} for a in found.get("asgi") or ()]
+    name = found.get("name") if found.get("tag") == "default" else f"{found.get('name')}:{found.get('tag')}"
+    return [
+        f"{web['method']} /web/{name}{web['path']}{'  (public)' if web.get('auth') == 'public' else ''}"
+        for web in functions + mounted
+    ]
 
 
 def _workers(row: Any) -> str:

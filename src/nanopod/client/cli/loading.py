@@ -39,4 +39,6 @@ def deployment_in(module: ModuleType) -> Deployment:
     if len(found) > 1:
         names = ", ".join(sorted(app.name for app in found.values()))
         raise Invalid(f"{module.__file__} has several deployments ({names}); give each a file of its own", field="file")
-    return next(iter(found.values()))
+    app = next(iter(found.values()))
+    app._meant = True
+    return app

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import inspect
 import json
 import sys
@@ -13,12 +14,21 @@ from typing import Any
 
 from nanopod.client.cli import deploy, show
 from nanopod.client.function import RemoteFunction, RemoteGenerator
-from nanopod.model.errors import DeploymentFailed, Invalid, NanopodError
+from nanopod.model.errors import DeploymentFailed, Invalid, NanopodError, NotFound
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `nanopod run`; those of the function follow its name."""
     show.add_server_options(parser)
+    parser.add_argument(
+        "--tag", help="use (and leave) the deployment under this tag; default: one that is deleted after"
+    )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="start the call, print its id and return; it is deployed under its own tag",
+    )
+    parser.add_argument("--timeout", type=float, metavar="S", help="seconds the function may run")
     parser.add_argument("target", metavar="FILE[::FUNCTION]", help="the function may be left out when there is one")
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the function: values, or --name value"
@@ -26,14 +36,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Deploy if need be, call, print. Exit status 1 when the function raised, 3 when it could not be deployed."""
+    """Deploy, call, print, and delete what was deployed for this call alone.
+
+    Exit status 1 when the function raised, 2 for wrong arguments, 3 when it could not be deployed.
+    """
     import os
 
-    from nanopod.client import config
+    from nanopod.client import config, printing
     from nanopod.client.cli.loading import deployment_in, load
 
     file, _, name = args.target.partition("::")
     url = config.find_url(args.url)
+    if args.detach and url is None:
+        raise Invalid("--detach needs a server that outlives this command: start one with `nanopod up`", field="url")
     os.environ["NANOPOD_MODE"] = "deploy" if url else "local"
     try:
         module = load(file)
@@ -44,14 +59,50 @@ def run(args: argparse.Namespace) -> int:
         return 3
     app = deployment_in(module)
     app._url, app._api_key = url, args.api_key or app._api_key
+    app.tag = args.tag or app.tag
     function = _function(vars(module), name, file)
     places, names = parse_arguments(function, args.arguments)
     try:
-        app.ensure_ready()
-    except NanopodError as error:
-        return deploy.failed(error)
+        function._bound.bind(tuple(places), names)
+    except TypeError as error:
+        raise Invalid(str(error), field="arguments") from None
+    if args.timeout is not None:
+        function = function.with_options(timeout=args.timeout)
+    printing.to_stderr = args.json
+    only_once = url is not None and not args.detach and args.tag is None
+    with contextlib.ExitStack() as stack:
+        try:
+            if only_once:
+                stack.enter_context(app.run())
+            else:
+                if url is not None and not app.version_label:
+                    app.version_label = _label(app)
+                app.ensure_ready()
+        except NanopodError as error:
+            return deploy.failed(error)
+        return _call(function, places, names, args)
+
+
+def _label(app: Any) -> str:
+    """The label of what is deployed: a call must not take it away."""
+    from nanopod.client import deploying
+
     try:
-        if isinstance(function, RemoteGenerator):
+        return str(deploying.fetch(app).get("version_label") or "")
+    except NotFound:
+        return ""
+
+
+def _call(
+    function: RemoteFunction[..., Any] | RemoteGenerator[..., Any], places: list[Any], names: dict[str, Any],
+    args: argparse.Namespace,
+) -> int:  # fmt: skip
+    """Make the call and print what comes of it; the exit status."""
+    try:
+        if args.detach:
+            made = function.spawn(*places, **names)
+            print(json.dumps({"id": made.id}) if args.json else made.id, flush=True)
+        elif isinstance(function, RemoteGenerator):
             for item in function(*places, **names):
                 _print(item, args.json)
         else:
@@ -90,10 +141,13 @@ def parse_arguments(function: Callable[..., Any], words: Sequence[str]) -> tuple
             continue
         name, given, text = word[2:].partition("=")
         name = name.replace("-", "_")
+        if name not in parameters and name.startswith("no_") and _names_of(_of(parameters, name[3:])) == ["bool"]:
+            named[name[3:]] = False
+            continue
         if name not in parameters and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
             raise Invalid(f"--{name} is no parameter; there are {', '.join(parameters) or 'none'}", field=name)
-        annotation = parameters[name].annotation if name in parameters else inspect.Parameter.empty
-        if not given and (annotation in (bool, "bool")) and (not rest or rest[0].startswith("--")):
+        annotation = _of(parameters, name)
+        if not given and _names_of(annotation) == ["bool"] and (not rest or rest[0].startswith("--")):
             named[name] = True
             continue
         if not given and not rest:
@@ -111,9 +165,28 @@ def _is_number(word: str) -> bool:
     return word.startswith("-") and word[1:].replace(".", "", 1).isdigit()
 
 
+def _of(parameters: Any, name: str) -> Any:
+    """The annotation of a parameter by its name."""
+    return parameters[name].annotation if name in parameters else inspect.Parameter.empty
+
+
+def _names_of(annotation: Any) -> list[str]:
+    """The plain types that an annotation allows, without None: `int | None` is `["int"]`."""
+    if annotation is inspect.Parameter.empty:
+        return []
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "") or str(annotation)
+    if not isinstance(annotation, str) and ("|" in str(annotation) or "Optional" in str(annotation)):
+        text = str(annotation)
+    text = text.strip().removeprefix("typing.")
+    if text.startswith("Optional[") and text.endswith("]"):
+        text = text[len("Optional[") : -1]
+    return [part.strip() for part in text.split("|") if part.strip() not in ("None", "NoneType")]
+
+
 def _value(text: str, annotation: Any) -> Any:
     """Text as the annotated type; without one, a Python literal or JSON where it is one, else the text."""
-    name = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+    names = _names_of(annotation)
+    name = names[0] if len(names) == 1 else ""
     try:
         if name in ("int", "float"):
             return {"int": int, "float": float}[name](text)
@@ -135,6 +208,6 @@ def _value(text: str, annotation: Any) -> Any:
 
 def _print(value: Any, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(value, default=repr))
+        print(json.dumps(value, default=repr), flush=True)
     else:
-        print(value)
+        print(value, flush=True)

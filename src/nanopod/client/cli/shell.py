@@ -1,7 +1,11 @@
-"""Commands inside instances: one command, or a terminal, through the API; no network path to the node is needed."""
+"""Commands inside instances: one command, or a terminal, through the API; no network path to the node is needed.
+
+Also `nanopod shell NAME`: a terminal in a worker of a deployment.
+"""
 
 from __future__ import annotations
 
+import argparse
 import base64
 import contextlib
 import os
@@ -14,7 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from nanopod.client.api import Api, segment
-from nanopod.model.errors import NanopodError, NoCapacity, RemoteError
+from nanopod.client.cli import show
+from nanopod.client.cli.parser import Parser
+from nanopod.model.errors import NanopodError, NoCapacity, NotFound, RemoteError
 
 POLL_WAIT_S: Final = 20.0
 """How long the server may hold a request for output."""
@@ -23,6 +29,54 @@ LOOK_S: Final = 0.2
 """How often the input thread looks whether it shall end."""
 KILLED: Final = 137
 RUNNING: Final = "running"
+SHELL: Final = "if command -v bash >/dev/null; then exec bash -i; else exec sh -i; fi"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Options of `nanopod shell`."""
+    place = parser.add_argument("name", metavar="NAME", help="a deployment, or an instance by id or name")
+    place.completes = "/v1/endpoints"  # type: ignore[attr-defined]
+    tty = parser.add_mutually_exclusive_group()
+    tty.add_argument("--tty", "-t", action="store_true", default=None, help="a terminal for a command too")
+    tty.add_argument("--no-tty", "-T", dest="tty", action="store_false", help="no terminal")
+    show.add_server_options(parser)
+    if isinstance(parser, Parser):
+        parser.takes_command = True
+        parser.show_examples(("nanopod shell square", "nanopod shell square -- nvidia-smi"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Open a terminal in a ready worker, or run the command after `--`; its exit status is ours."""
+    from nanopod.client.cli.session import Session as Command
+
+    session = Command(args)
+    command = list(getattr(args, "command", ())) or ["/bin/sh", "-c", SHELL]
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    tty = args.tty if args.tty is not None else (not getattr(args, "command", ()) and terminal)
+    env = {"TERM": os.environ.get("TERM") or "xterm-256color"} if tty else {}
+    return attached(session, worker_of(session.api, args.name), command, tty=tty, env=env)
+
+
+def worker_of(api: Api, name: str) -> str:
+    """The id of a deployment's ready worker; a name that is no deployment's is an instance's own."""
+    try:
+        found = api.get(f"/v1/endpoints/{segment(name)}")
+    except NotFound:
+        try:
+            return str(api.get(f"/v1/instances/{segment(name)}")["id"])
+        except NotFound:
+            known = ", ".join(str(row.get("name")) for row in api.items("/v1/endpoints")) or "none yet"
+            raise NotFound(
+                f"there is no deployment or instance {name!r} (deployments: {known})", field="name"
+            ) from None
+    workers = [row for row in found.get("instances") or () if row.get("ended_at") is None]
+    ready = [row for row in workers if row.get("ready")] or [row for row in workers if row.get("pid")]
+    if not ready:
+        why = "; ".join(map(str, found.get("reasons") or ())) or str(found.get("status"))
+        raise NoCapacity(
+            f"{name} has no worker to enter now ({why}); call it, or wait with: nanopod endpoints wait {name}"
+        )
+    return str(ready[0]["id"])
 
 
 class Exec:

@@ -166,10 +166,21 @@ class Market(Trading):
             )
             self.rows.forget_supply()
 
-    def ensure_procurement(self, capacity_id: str, sku_id: str) -> None:
-        """Have the default chain's procurement of a SKU in a capacity."""
+    def ensure_procurement(self, capacity_id: str, sku_id: str, *, capped: bool = False) -> None:
+        """Have the default chain's procurement of a SKU in a capacity. `capped`: who needs it limits what is paid."""
         if procurements.ensure(self, capacity_id, sku_id):
             self.exchange(sku_id)
+            self.changed(capacity_id)
+        if capped or procurements.is_capped(self, capacity_id, sku_id):
+            self.reprice(capacity_id, sku_id)
+
+    def spot_limit(self) -> Rate:
+        """The most that the default chain pays, in this cluster."""
+        return procurements.spot_limit(self)
+
+    def reprice(self, capacity_id: str, sku_id: str) -> None:
+        """The price limit of an endpoint that runs there changed."""
+        if procurements.reprice(self, capacity_id, sku_id):
             self.changed(capacity_id)
 
     def configure(self, sku_id: str, fee_flat: int, fee_bps: int) -> None:

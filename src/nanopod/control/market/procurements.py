@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from nanopod.control.choosing import limit_of
 from nanopod.control.market.drafts import SPOT_SETTING
 from nanopod.control.market.trading import Asker, Trading
 from nanopod.ledger.transfers import AMOUNT_MAX
@@ -20,6 +21,7 @@ from nanopod.model.chain import Instance
 from nanopod.model.money import Rate
 from nanopod.model.order import Transfer
 from nanopod.model.procurement import Procurement, Status
+from nanopod.scheduler.placement.fit import price_cap
 
 DEFAULT_NAME: Final = "default-"
 """How the names of procurements begin that the default chain made for itself."""
@@ -41,7 +43,7 @@ def ensure(trading: Trading, capacity_id: str, sku_id: str) -> bool:
         number += 1
         name = f"{base}-{number}"
     made = Procurement(
-        trading.floor.new_id("procurement"), capacity_id, sku_id, "node_count", _spot_max_buy(trading), Rate(1),
+        trading.floor.new_id("procurement"), capacity_id, sku_id, "node_count", spot_limit(trading), Rate(1),
         DEFAULT_WINDOW_MINUTES, extend_quantum_minutes=DEFAULT_QUANTUM_MINUTES, created_at=trading.now,
         workspace_id=capacity.workspace_id, name=name, updated_at=trading.now,
     )  # fmt: skip
@@ -50,7 +52,45 @@ def ensure(trading: Trading, capacity_id: str, sku_id: str) -> bool:
     return True
 
 
-def _spot_max_buy(trading: Trading) -> Rate:
+def is_capped(trading: Trading, capacity_id: str, sku_id: str) -> bool:
+    """True when the default procurement pays less than the cluster allows because of endpoints that limit it."""
+    procurement = trading.write.procurement_of_pair(capacity_id, sku_id)
+    if procurement is None or not is_default(procurement) or procurement.max_buy >= spot_limit(trading):
+        return False  # most of the time: nobody has to look at every endpoint
+    return any(cap is not None for cap in _caps(trading, capacity_id, sku_id))
+
+
+def reprice(trading: Trading, capacity_id: str, sku_id: str) -> bool:
+    """Have the default chain's procurement pay what the endpoints that run on it allow; True when that changed.
+
+    They share its time, so the highest of their limits counts; one without a limit pays up to the cluster's.
+    """
+    procurement = trading.write.procurement_of_pair(capacity_id, sku_id)
+    if procurement is None or not is_default(procurement):
+        return False
+    most = spot_limit(trading)
+    limits = [most if cap is None else limit_of(cap, trading.block_s) for cap in _caps(trading, capacity_id, sku_id)]
+    wanted = min(most, max(limits, default=most))
+    if wanted == procurement.max_buy:
+        return False
+    trading.write.set_procurement(procurement, max_buy=wanted)
+    return True
+
+
+def _caps(trading: Trading, capacity_id: str, sku_id: str) -> list[float | None]:
+    """What the endpoints that run there may pay, in dollars per node-hour; None: no limit of their own."""
+    found: list[float | None] = []
+    for deployment in trading.write.deployments_on(capacity_id):
+        if deployment.sku_id != sku_id or not deployment.endpoint_id:
+            continue
+        endpoint = trading.write.endpoint(deployment.endpoint_id)
+        revision = trading.write.revision(deployment.revision_id)
+        if endpoint is not None and endpoint.deleted_at is None and revision is not None:
+            found.append(price_cap(revision.spec.image.query, endpoint.scale.max_price))
+    return found
+
+
+def spot_limit(trading: Trading) -> Rate:
     """The highest bid of the default chain: the cluster's setting, which may change while it runs."""
     text = trading.write.setting(SPOT_SETTING)
     return parse_rate(text, "buy", block_s=trading.block_s) if text else trading.settings.spot_max_buy

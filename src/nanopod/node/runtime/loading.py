@@ -13,7 +13,7 @@ from typing import Final
 
 from nanopod.model import registry
 from nanopod.model.endpoint import EndpointSpec, Failure, Stage
-from nanopod.node.runtime import output
+from nanopod.node.runtime import output, vastalias
 
 TRACEBACK_CHARS: Final = 16_384
 LOG_TAIL_CHARS: Final = 16_384
@@ -56,6 +56,7 @@ def _trace(error: BaseException) -> str:
 def load_app(spec: EndpointSpec, directory: Path) -> registry.App:
     """Import the user's module from `directory` and find its app. Raises `StartFailed` of stage `import`."""
     os.environ["NANOPOD_MODE"] = "serve"
+    vastalias.install()
     sys.path.insert(0, str(directory))
     try:
         importlib.import_module(spec.module)

@@ -8,6 +8,7 @@ from collections import deque
 from contextvars import ContextVar
 from typing import Any, Final, Protocol, TextIO, cast
 
+from nanopod.node import redact
 from nanopod.node.files import TAIL_LINES
 
 LINE_CHARS_MAX: Final = 16_384
@@ -58,6 +59,7 @@ class Tee(io.TextIOBase):
             self._open[id(call)] = (call, rest)
 
     def _line(self, call: Printing | None, line: str) -> None:
+        line = redact.here().text(line)
         _last.append(line)
         if call is not None:
             call.on_line(self._name, line)

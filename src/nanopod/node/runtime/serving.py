@@ -21,9 +21,12 @@ from nanopod.node.runtime.link import Link
 from nanopod.node.runtime.sink import StreamSink
 from nanopod.node.runtime.table import DONE, RECEIVING, Call
 from nanopod.node.runtime.waiting import until
+from nanopod.node.runtime.web import Web
+from nanopod.node.runtime.webexchange import Exchange
 
 _log: Final = logging.getLogger(__name__)
 _CALL_HEAD: Final = b'{"k":"call"}'
+_WEB_HEAD: Final = b'{"k":"web",'
 BODY_BYTES_MAX: Final = 33 << 20
 
 
@@ -36,10 +39,17 @@ class OpenHead(msgspec.Struct, frozen=True):
     path: str = "/"
     headers: dict[str, str] = {}
     timeout_s: float = 600.0
-    attempt: Attempt | None = None
+    attempt: Attempt | int | None = None
+    """Of a request what all its tries share; of a call the number of this one."""
 
 
 _decode_head: Final = msgspec.json.Decoder(OpenHead).decode
+
+
+def _in_words(name: str, told: dict[str, Any]) -> str:
+    """One function's benchmark for people."""
+    errors = f", {told['errors']} errors" if told["errors"] else ""
+    return f"{name}: {told['perf']:.4g} units/s, p50 {told['p50_ms']:g} ms, p99 {told['p99_ms']:g} ms{errors}"
 
 
 class Serving:
@@ -51,6 +61,8 @@ class Serving:
         self.is_ready = False
         self.is_draining = False
         self.perf: float | None = None
+        self.benchmark: dict[str, dict[str, Any]] = {}
+        """By function: what its benchmark showed."""
         self.engine_name = "python"
         self.caps = Caps()
         self.fenced = ""
@@ -78,6 +90,9 @@ class Serving:
         }
         if self.perf is not None:
             state["perf"] = self.perf
+        if self.benchmark:
+            state["benchmark"] = self.benchmark
+            state["detail"] = "; ".join(_in_words(name, told) for name, told in self.benchmark.items())
         self.link.set_state(**state)
         self.link.tell_shim(phase="draining" if self.is_draining else "ready" if self.is_ready else "loading")
 
@@ -131,13 +146,15 @@ class Functions(Serving):
 
     def __init__(self, start: Start) -> None:
         super().__init__(start)
-        self.executor = Executor(start.instance.app.module, self.slots)
+        app = start.instance.app
+        self.executor = Executor(app.module, self.slots, app.serializer)
+        self.web = Web(self._later)
         self.app = App("")
         """What was loaded; set once the user's module is imported."""
 
     def in_flight(self) -> int:
-        """Running calls."""
-        return len(self.executor.active)
+        """Running calls and web requests."""
+        return len(self.executor.active) + len(self.web.active)
 
     def hello(self) -> dict[str, Any]:
         """With the calls that this worker has."""
@@ -158,6 +175,9 @@ class Functions(Serving):
         if head == _CALL_HEAD:
             self._open_call(stream, body, end)
             return
+        if head.startswith(_WEB_HEAD):
+            self.web.open(stream, head, body, end=end)
+            return
         opened = _decode_head(head)
         if opened.k == "adopt":
             call = self.executor.table.calls.get(bytes.fromhex(opened.id))
@@ -166,11 +186,11 @@ class Functions(Serving):
             else:
                 self._later(self.executor.adopt, stream, call)
         elif opened.k == "call":
-            self._open_call(stream, body, end)
+            self._open_call(stream, body, end, opened.attempt if isinstance(opened.attempt, int) else 1)
         else:
             stream.reset(frames.REFUSED, "this worker serves remote functions only")
 
-    def _open_call(self, stream: Stream, body: bytes, end: bool) -> None:
+    def _open_call(self, stream: Stream, body: bytes, end: bool, attempt: int = 1) -> None:
         try:
             header, part = calls.decode(body)
         except ValueError as error:
@@ -179,12 +199,8 @@ class Functions(Serving):
         if not isinstance(header, calls.Call) or header.size > calls.INLINE_BYTES_MAX:
             stream.reset(frames.TOO_LARGE, f"a call's payload is at most {calls.INLINE_BYTES_MAX} bytes")
             return
-        table = self.executor.table
-        with table.lock:
-            known = table.calls.get(header.id)
-            if known is None:
-                call = Call(header, stream, part, time.monotonic())
-                table.calls[header.id] = call
+        call = Call(header, stream, part, time.monotonic(), attempt)
+        known = self.executor.table.again(call)
         if known is not None:
             # Sent again under an id that is known: it has its answer, or will get it. It does not start twice.
             self._later(self.executor.adopt, stream, known)
@@ -197,6 +213,8 @@ class Functions(Serving):
         """More of a call's payload, or Credit or Cancel."""
         call = stream.target
         if not isinstance(call, Call):
+            if isinstance(call, Exchange):
+                self.web.data(call, payload, end=end)
             return
         if payload:
             try:
@@ -223,13 +241,18 @@ class Functions(Serving):
         if isinstance(call, Call):
             call.stream = None
             self._later(self.executor.cancel, call, text)
+        elif isinstance(call, Exchange):
+            self.web.lost(call)
 
     def on_release(self, call_ids: list[bytes]) -> None:
         """Results that the gateway has for good."""
         self.executor.table.release(call_ids)
 
     def on_lost(self, streams: list[Stream]) -> None:
-        """Calls go on; they are reported on the next link."""
+        """Calls go on; they are reported on the next link. Web requests end."""
+        for stream in streams:
+            if isinstance(stream.target, Exchange):
+                self.web.lost(stream.target)
         if streams:
             self._later(self.executor.link_lost, streams)
 
@@ -316,7 +339,7 @@ class Models(Serving):
 
     async def _handle(self, body: Body) -> None:
         head, sink = body.head, body.sink
-        attempt = head.attempt if head.attempt is not None else Attempt("")
+        attempt = head.attempt if isinstance(head.attempt, Attempt) else Attempt("")
         path = head.path.partition("?")[0]
         request = Request(head.method, path, head.headers, b"".join(body.parts), attempt, head.timeout_s)
         body.parts = []

@@ -24,22 +24,24 @@ FLUSH_S: Final = 0.05
 LIVE_LINES_MAX: Final = 1000
 """Printed lines of one call that are sent along as they come."""
 
-RECEIVING, RUNNING, DONE = "receiving", "running", "done"
-"""`receiving`: not started, and on its way back to the gateway if its link breaks."""
+RECEIVING, QUEUED, RUNNING, DONE = "receiving", "queued", "running", "done"
+"""`receiving`: not started, and on its way back to the gateway if its link breaks; `queued`: waits for its batch."""
 
 
 class Call:
     """One remote call."""
 
     __slots__ = (
-        "cancel_at", "cancel_code", "context", "credit", "deadline", "done_at", "end", "final", "final_bytes",
-        "flushed_at", "function", "handle", "header", "id", "lines", "live_lines", "made_at", "parts", "payload",
-        "released", "resumed", "size", "started", "state", "stream", "workload",
+        "attempt", "batch", "cancel_at", "cancel_code", "context", "credit", "deadline", "done_at", "end", "final",
+        "final_bytes", "flushed_at", "function", "handle", "header", "id", "is_probe", "lines", "live_lines",
+        "made_at", "parts", "payload", "raised", "released", "resumed", "run", "size", "started", "state", "stream",
+        "workload",
     )  # fmt: skip
 
-    def __init__(self, header: calls.Call, stream: Stream, payload: bytes, now: float) -> None:
+    def __init__(self, header: calls.Call, stream: Stream, payload: bytes, now: float, attempt: int = 1) -> None:
         self.id = header.id
         self.header = header
+        self.attempt = attempt
         self.stream: Stream | None = stream
         self.payload = payload
         self.parts: list[bytes] = []
@@ -49,6 +51,14 @@ class Call:
         self.started = False
         """User code ran, or may have."""
         self.function: RegisteredFunction | None = None
+        self.run: Any = None
+        """What to call: the function itself, or the method of an entered object."""
+        self.batch: Any = None
+        """The batch it is part of, or waits for."""
+        self.is_probe = False
+        """Part of a benchmark: no gateway knows of it, nothing of it is kept."""
+        self.raised: BaseException | None = None
+        """What a probe ended with."""
         self.context: CallContext | None = None
         self.handle: Any = None
         """The task that runs it; None for functions that run in a thread."""
@@ -75,7 +85,8 @@ class Call:
     @property
     def is_generator(self) -> bool:
         """True when it answers with items; such a call cannot change its link."""
-        return self.function is not None and self.function.spec.kind in ("generator", "async_generator")
+        function = self.function
+        return function is not None and "generator" in function.spec.kind and not self.header.codec
 
     def on_line(self, stream: str, line: str) -> None:
         """A line that it printed: kept for errors, and sent along."""
@@ -111,6 +122,8 @@ class Table:
     def finished(self, call: Call, now: float) -> None:
         """Keep a result, and forget the oldest ones beyond the bounds. Under `lock`."""
         call.state, call.done_at = DONE, now
+        if call.is_probe:
+            return
         finished = self._finished
         finished.append(call)
         self._bytes += call.final_bytes
@@ -136,6 +149,21 @@ class Table:
                     self._bytes -= call.final_bytes
                     call.final, call.final_bytes = [], 0
                     del self.calls[call_id]
+
+    def again(self, call: Call) -> Call | None:
+        """A new try of a call takes the place of the earlier one that ended; the known one if there is no such place.
+
+        A retry comes under the same id: without this it would be answered with the error that it is the answer to.
+        """
+        with self.lock:
+            known = self.calls.get(call.id)
+            if known is not None and not (known.state == DONE and call.attempt > known.attempt):
+                return known
+            if known is not None:
+                self._bytes -= known.final_bytes
+                known.final, known.final_bytes, known.released = [], 0, True
+            self.calls[call.id] = call
+        return None
 
     def drop(self, call: Call) -> None:
         """Forget a call that never ran."""

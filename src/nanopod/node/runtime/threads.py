@@ -15,7 +15,7 @@ class Threads:
     """Runs `function(argument)` on a thread, each in an empty context. The caller bounds how many run at once."""
 
     def __init__(self) -> None:
-        self._work: SimpleQueue[Work] = SimpleQueue()
+        self._work: SimpleQueue[Work | None] = SimpleQueue()
         self._idle = threading.Semaphore(0)
         self._count = 0
 
@@ -26,10 +26,15 @@ class Threads:
             threading.Thread(target=self._loop, name=f"nanopod-call-{self._count}", daemon=True).start()
         self._work.put((function, argument))
 
+    def close(self) -> None:
+        """Let every thread end that is idle, now or later. Nothing runs afterwards."""
+        for _ in range(self._count):
+            self._work.put(None)
+
     def _loop(self) -> None:
-        while True:
-            function, argument = self._work.get()
+        while (work := self._work.get()) is not None:
+            function, argument = work
             Context().run(function, argument)
             # Nothing of the call may stay alive on a thread that idles.
-            del function, argument
+            del function, argument, work
             self._idle.release()

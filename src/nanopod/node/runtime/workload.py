@@ -20,7 +20,10 @@ class Workload:
     def __init__(self, function: RegisteredFunction) -> None:
         self._name = function.spec.name
         self._calculate = function.workload
-        self._signature = inspect.signature(function.call)
+        signature = inspect.signature(function.call)
+        if function.owner is not None:  # a method: callers do not give its object
+            signature = signature.replace(parameters=list(signature.parameters.values())[1:])
+        self._signature = signature
         self._as_payload = (
             function.workload is not None
             and list(inspect.signature(function.workload).parameters) == ["payload"]

@@ -5,6 +5,11 @@ stable and over a panic window, divided by what one worker should have in flight
 during which the count never falls; decreases wait for the highest wish of the last 30 s. Zero follows its own rule:
 only after the endpoint was idle for its inactivity timeout, and back to one at once when somebody waits.
 
+Where a worker's speed is known, the units of load that arrive ask for workers as well, and so does a queue that would
+take longer than `target_queue_time`. No load asks for more workers than there are requests at once, so a lone caller
+whose calls follow each other has one. What is wanted beyond that (`cold_mult`, `min_cold_load`) starts one by one, only
+once the workers that the load needs are ready.
+
 Waiting requests count as requests. Times are Unix seconds; samples are one per second.
 """
 
@@ -25,6 +30,8 @@ PANIC_RATIO: Final = 2.0
 ZERO_GRACE_S: Final = 2.0
 """Shortest idle time before zero: covers the second between a sample and the activity it does not show yet."""
 PER_WORKER_MIN: Final = 0.01
+PEAK_SLACK: Final = 0.02
+"""A second's mean is measured: one caller at a time may come out a little above 1."""
 EPSILON: Final = 1e-9
 """Keeps an exact quotient from being rounded up by its last bit."""
 
@@ -63,6 +70,10 @@ class Observed:
     """Requests that one worker takes at once."""
     perf: float | None = None
     """Units of load per second of one worker, when measured."""
+    load: tuple[tuple[int, float], ...] = ()
+    """(second, units of load that arrived) of the stable window; a second not named saw none."""
+    workload: float = 0.0
+    """Mean units of load of one request; 0 when not known."""
     reachable: bool = True
     """False while no gateway is linked: silence then means nothing, and the count never falls."""
 
@@ -81,7 +92,9 @@ def decide(spec: ScaleSpec, state: ScaleState, seen: Observed, now: float) -> tu
     state = _record(state, seen, now)
     per_worker = per_worker_of(spec, seen.slots)
     stable, panic = _mean(state, STABLE_S, now), _mean(state, PANIC_S, now)
-    wish, state, reasons = _wish(state, stable, panic, per_worker, seen, now)
+    asks, hard, by_load = _by_load(spec, seen, now)
+    wish, state, reasons = _wish(spec, state, (stable, panic), per_worker, (asks, hard), seen, now)
+    reasons += by_load
     held = state.wishes[0][1]
     if held > wish:
         reasons.append(f"{held} until the last {DELAY_S:.0f} s have not wished for more than {wish}")
@@ -90,6 +103,9 @@ def decide(spec: ScaleSpec, state: ScaleState, seen: Observed, now: float) -> tu
     target = max(held, low)
     if target > held:
         reasons.append(low_reason)
+    target, filling = _with_cold(
+        spec, state, seen, target, max(held, _floor_by_load(spec.min_load, spec, seen.perf)), reasons
+    )
     if zero_s is not None:
         target = _around_zero(state, seen, zero_s, target, now, reasons)
     if target > spec.max_workers:
@@ -102,7 +118,8 @@ def decide(spec: ScaleSpec, state: ScaleState, seen: Observed, now: float) -> tu
         # What was before the rest must not raise the count again.
         state = replace(state, seconds=(), first=None, panic_since=None, panic_max=0, wishes=())
     state = replace(state, target=target)
-    return state, Decision(target, tuple(reasons), _recheck(state, seen, target, zero_s, now))
+    recheck_s = 1.0 if filling and target > 0 else _recheck(state, seen, target, zero_s, now)
+    return state, Decision(target, tuple(reasons), recheck_s)
 
 
 def per_worker_of(spec: ScaleSpec, slots: int) -> float:
@@ -114,22 +131,66 @@ def per_worker_of(spec: ScaleSpec, slots: int) -> float:
 def zero_after_s(spec: ScaleSpec) -> float | None:
     """Idle seconds after which there may be no worker at all; None when there must always be one."""
     timeout_s = spec.inactivity_timeout
-    if timeout_s is None or timeout_s < 0 or spec.cold_workers > 0 or spec.min_load > 0:
+    if timeout_s is None or timeout_s < 0 or spec.cold_workers > 0 or spec.min_load > 0 or spec.min_cold_load > 0:
         return None
     return max(timeout_s, ZERO_GRACE_S)
 
 
 def floor_of(spec: ScaleSpec, perf: float | None) -> tuple[int, str]:
     """(workers there are at least, why), not counting the right to be at zero."""
-    low, reason = 0, ""
-    if spec.min_load > 0:
-        low = max(1, _ceil(spec.min_load / (perf * spec.target_util))) if perf and spec.target_util > 0 else 1
-        reason = f"at least {low}: min_load={spec.min_load:g}"
+    low, reason = _floor_by_load(spec.min_load, spec, perf), f"at least {{}}: min_load={spec.min_load:g}"
+    if (cold := _floor_by_load(spec.min_cold_load, spec, perf)) > low:
+        low, reason = cold, f"at least {{}}: min_cold_load={spec.min_cold_load:g}"
+    reason = reason.format(low) if low else ""
     if spec.cold_workers > low:
         low, reason = spec.cold_workers, f"at least {spec.cold_workers}: cold_workers={spec.cold_workers}"
     if low == 0 and zero_after_s(spec) is None:
         low, reason = 1, "at least 1: inactivity_timeout is not set, so it never sleeps"
     return low, reason
+
+
+def _floor_by_load(load: float, spec: ScaleSpec, perf: float | None) -> int:
+    """Workers for a load that is to be met at any time; 1 while nobody knows how much a worker does."""
+    if load <= 0:
+        return 0
+    return max(1, _ceil(load / (perf * spec.target_util))) if perf and perf > 0 else 1
+
+
+def _by_load(spec: ScaleSpec, seen: Observed, now: float) -> tuple[int, bool, list[str]]:
+    """(workers that the arriving load and the queue ask for, whether the queue is out of hand, why)."""
+    if not seen.perf or seen.perf <= 0:
+        return 0, False, []
+    end = math.floor(now)
+    units = sorted((second, value) for second, value in seen.load if end - STABLE_S < second <= end + 1)
+    reasons: list[str] = []
+    asks = 0
+    if units:
+        length = max(1, min(STABLE_S, max(end - 1, units[-1][0]) - units[0][0] + 1))
+        arriving = sum(value for _, value in units) / length
+        asks = _ceil(arriving / (seen.perf * spec.target_util))
+        if asks > 1:
+            reasons.append(f"{arriving:g} units of load a second, {seen.perf:g} per worker: {asks}")
+    queued = seen.waiting * seen.workload
+    wait_s = queued / (seen.perf * max(1, seen.ready))
+    if wait_s > spec.target_queue_time:
+        asks += _ceil(queued / (seen.perf * spec.target_queue_time))
+        reasons.append(f"{wait_s:.0f} s to wait, above target_queue_time={spec.target_queue_time:g}: {asks}")
+    return asks, wait_s > spec.max_queue_time, reasons
+
+
+def _with_cold(
+    spec: ScaleSpec, state: ScaleState, seen: Observed, target: int, hot: int, reasons: list[str]
+) -> tuple[int, bool]:
+    """(`target` with what `cold_mult` adds to `hot`, one worker at a time; whether that is still to be filled)."""
+    total = min(spec.max_workers, _ceil(spec.cold_mult * hot))
+    if hot < 1 or total <= target:
+        return target, False
+    if seen.ready >= target:
+        target = max(target, min(total, max(seen.ready + (not seen.starting), state.target)))
+    else:
+        target = max(target, min(total, state.target))
+    reasons.append(f"{target} of {total}: cold_mult={spec.cold_mult:g} times the {hot} that the load needs")
+    return target, target < total or seen.ready < total
 
 
 def _ceil(value: float) -> int:
@@ -172,13 +233,30 @@ def _mean(state: ScaleState, window_s: int, now: float) -> float:
 
 
 def _wish(
-    state: ScaleState, stable: float, panic: float, per_worker: float, seen: Observed, now: float
+    spec: ScaleSpec,
+    state: ScaleState,
+    means: tuple[float, float],
+    per_worker: float,
+    load: tuple[int, bool],
+    seen: Observed,
+    now: float,
 ) -> tuple[int, ScaleState, list[str]]:
-    """What the windows ask for now, with the panic and delay windows moved on."""
+    """What the windows ask for now, with the panic and delay windows moved on.
+
+    `means` are of the stable and the panic window, `load` what the load asks for and whether its queue is out of hand.
+    """
+    stable, panic = means
     by_stable, by_panic = _ceil(stable / per_worker), _ceil(panic / per_worker)
+    asks, hard = load
+    if spec.target_concurrency is None:
+        # A request needs one worker, however busy that is: utilisation asks for no more workers than requests.
+        peak = max([value for _, value in state.seconds], default=0.0)
+        most = max(1, _ceil(peak - PEAK_SLACK))
+        by_stable, by_panic, asks = min(by_stable, most), min(by_panic, most), min(asks, most)
+    by_stable = max(by_stable, asks)
     ready = max(1, seen.ready)
     since, highest = state.panic_since, state.panic_max
-    if by_panic >= PANIC_RATIO * ready:
+    if by_panic >= PANIC_RATIO * ready or hard:
         since = now
     elif since is not None and since + STABLE_S < now:
         since, highest = None, 0

@@ -5,7 +5,7 @@ Whether an instance may run at all is its capacity's quota, which was decided be
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanopod.model.capacity import Node
@@ -32,10 +32,13 @@ class Placement:
     reasons: tuple[str, ...]
 
 
-def place(sku_id: str, candidates: Sequence[Candidate], avoid: Mapping[str, int] | None = None) -> Placement:
-    """The node for one more instance of a SKU: fewest recent failures there, most free slots, then lowest id.
+def place(
+    sku_id: str, candidates: Sequence[Candidate], avoid: Mapping[str, int] | None = None, near: Collection[str] = ()
+) -> Placement:
+    """The node for one more instance of a SKU: fewest recent failures there, one of `near`, most free slots, lowest id.
 
-    `sku_id` "" goes to any kind of node. `avoid` counts failed starts per node id.
+    `sku_id` "" goes to any kind of node. `avoid` counts failed starts per node id; `near` are nodes that run what the
+    instance replaces: what it is made of is there already.
     """
     failures = avoid or {}
     if not candidates:
@@ -52,7 +55,9 @@ def place(sku_id: str, candidates: Sequence[Candidate], avoid: Mapping[str, int]
             found.append(candidate)
     if not found:
         return Placement(None, tuple(reasons))
-    best = min(found, key=lambda c: (failures.get(c.node.node_id, 0), -c.free, c.node.node_id))
+    best = min(
+        found, key=lambda c: (failures.get(c.node.node_id, 0), c.node.node_id not in near, -c.free, c.node.node_id)
+    )
     return Placement(best.node.node_id, (f"{best.node.node_id}: {best.free} of {best.node.slots} slots free",))
 
 

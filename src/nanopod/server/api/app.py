@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from starlette.applications import Starlette
@@ -16,13 +16,16 @@ from starlette.routing import Route
 from nanopod.server.api import (
     balances,
     blobs,
+    calls,
     capacities,
     clock,
     contracts,
     deployments,
+    dicts,
     endpoints,
     events,
     execs,
+    faults,
     flags,
     images,
     instance_changes,
@@ -39,24 +42,33 @@ from nanopod.server.api import (
     preview,
     procurements,
     providers,
+    queues,
+    revisions,
+    schedules,
+    secrets,
     settings,
     skus,
+    spills,
     status,
     templates,
     transactions,
     transfers,
     usage,
+    volume_contents,
+    volumes,
     webhooks,
     workspaces,
 )
 from nanopod.server.api.auth import authenticate
 from nanopod.server.api.context import Context, Operation
 from nanopod.server.api.errors import error_answer, on_http_exception
+from nanopod.server.calls import sharing
 
 log = logging.getLogger(__name__)
 
 OPERATIONS: Final[tuple[Operation, ...]] = (
     *endpoints.OPERATIONS,
+    *revisions.OPERATIONS,
     *deployments.OPERATIONS,
     *instances.OPERATIONS,
     *instance_changes.OPERATIONS,
@@ -73,7 +85,11 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *plans.OPERATIONS,
     *invoices.OPERATIONS,
     *usage.OPERATIONS,
+    *calls.OPERATIONS,
+    *faults.OPERATIONS,
+    *schedules.OPERATIONS,
     *blobs.OPERATIONS,
+    *spills.OPERATIONS,
     *status.OPERATIONS,
     *clock.OPERATIONS,
     *contracts.OPERATIONS,
@@ -89,16 +105,21 @@ OPERATIONS: Final[tuple[Operation, ...]] = (
     *skus.OPERATIONS,
     *transfers.OPERATIONS,
     *webhooks.OPERATIONS,
+    *secrets.OPERATIONS,
+    *volumes.OPERATIONS,
+    *volume_contents.OPERATIONS,
+    *dicts.OPERATIONS,
+    *queues.OPERATIONS,
 )
 
 
-def make_app(context: Context) -> Starlette:
-    """The application on a context."""
+def make_app(context: Context, extra: Sequence[Route] = ()) -> Starlette:
+    """The application on a context; `extra` are routes beside those of `/v1`."""
     routes = [
         Route(operation.path, _guarded(context, operation), methods=[operation.method]) for operation in OPERATIONS
     ]
     routes.append(Route("/openapi.json", openapi.make_handler(OPERATIONS), methods=["GET"]))
-    return Starlette(routes=_in_order(routes), exception_handlers={HTTPException: on_http_exception})
+    return Starlette(routes=_in_order([*routes, *extra]), exception_handlers={HTTPException: on_http_exception})
 
 
 def _in_order(routes: list[Route]) -> list[Route]:
@@ -112,7 +133,8 @@ def _guarded(context: Context, operation: Operation) -> Callable[[Request], Awai
     @functools.wraps(operation.handler)
     async def handle(request: Request) -> Response:
         try:
-            key = await authenticate(context, request, operation.scope)
+            who = sharing.visitor(context, request) if operation.shared else None
+            key = await (who or authenticate(context, request, operation.scope))
             return await operation.handler(context, request, key)
         except ClientDisconnect:
             return Response(status_code=499)

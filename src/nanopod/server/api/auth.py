@@ -12,10 +12,13 @@ from starlette.requests import Request
 from nanopod.model.chain import Key
 from nanopod.model.errors import Denied, NoCapacity, Unauthenticated
 from nanopod.model.ids import key_id_of
+from nanopod.model.wire import Tables, WorkerRow
 from nanopod.server.api.context import Context
 
 SCOPES: Final = ("admin", "read", "call")
 KEY_CHARACTERS_MAX: Final = 256
+TOKEN_CHARACTERS: Final = 32
+"""Of the join token of an instance."""
 _REFUSED: Final = (
     "the API key is missing, wrong, expired or revoked; send `Authorization: Bearer <key>` with a key of this cloud "
     "(NANOPOD_API_KEY; the first one is in the data directory's admin.key)"
@@ -30,20 +33,64 @@ def digest_of(pepper: bytes, key: str) -> str:
 async def authenticate(context: Context, request: Request, scope: str) -> Key:
     """The key of a request. Raises `Unauthenticated` (never saying why) or `Denied` when its scopes do not reach."""
     scheme, _, text = request.headers.get("authorization", "").partition(" ")
-    text = text.strip()
-    key_id = key_id_of(text) if scheme.lower() == "bearer" and len(text) <= KEY_CHARACTERS_MAX else None
+    return await check_key(context, text.strip() if scheme.lower() == "bearer" else "", scope)
+
+
+async def check_key(context: Context, text: str, scope: str) -> Key:
+    """The key whose whole text this is. Raises as `authenticate` does."""
+    key_id = key_id_of(text) if len(text) <= KEY_CHARACTERS_MAX else None
     if key_id is None:
-        raise Unauthenticated(_REFUSED)
+        return await _check_token(context, text, scope)
     key = await context.store.read(lambda read: read.key(key_id))
     now = context.clock()
     good = hmac.compare_digest(key.digest if key else "", digest_of(context.secrets.pepper, text))
     if key is None or not good or key.revoked_at is not None or (key.expires_at is not None and key.expires_at <= now):
         raise Unauthenticated(_REFUSED)
-    enough = {"admin", "read", "call"} if scope == "call" else {"admin", scope}
-    if enough.isdisjoint(key.scopes):
-        raise Denied(f"this key may {' and '.join(key.scopes)} only; this needs a key with the scope {scope!r}")
+    _reach(key, scope)
     if key.last_used_at is None or now // 60 * 60 > key.last_used_at:
         # A nicety: a full disk must not keep people from looking.
         with contextlib.suppress(NoCapacity):
             await context.store.write(lambda write: write.key_used(key_id, now), durable=False)
     return key
+
+
+def _reach(key: Key, scope: str) -> None:
+    enough = {"admin", "read", "call"} if scope == "call" else {"admin", scope}
+    if enough.isdisjoint(key.scopes):
+        raise Denied(f"this key may {' and '.join(key.scopes)} only; this needs a key with the scope {scope!r}")
+
+
+async def _check_token(context: Context, text: str, scope: str) -> Key:
+    """The key that the join token of a running instance stands for: it may call and use what its workspace shares."""
+    tables = context.tables.current
+    if len(text) != TOKEN_CHARACTERS or tables is None:
+        raise Unauthenticated(_REFUSED)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    row = _index.of(tables).get(digest)
+    found = await context.store.read(lambda read: read.instance(row.instance_id)) if row is not None else None
+    if row is None or found is None or found.epoch != row.epoch or found.ended_at is not None:
+        raise Unauthenticated(_REFUSED)
+    key = Key(
+        row.instance_id, found.workspace_id, found.name or row.instance_id, "", ("call",), None, found.created_at,
+        None, None, None,
+    )  # fmt: skip
+    _reach(key, scope)
+    return key
+
+
+class _Index:
+    """The workers of the newest tables by the digest of their join token."""
+
+    def __init__(self) -> None:
+        self._tables: Tables | None = None
+        self._rows: dict[str, WorkerRow] = {}
+
+    def of(self, tables: Tables) -> dict[str, WorkerRow]:
+        """Made once for each tables."""
+        if self._tables is not tables:
+            self._tables = tables
+            self._rows = {row.token_digest: row for row in tables.workers.values()}
+        return self._rows
+
+
+_index: Final = _Index()

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Final, TypedDict
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import FileResponse, Response
 
 from nanopod.model.chain import Key
+from nanopod.model.errors import NotFound
 from nanopod.server.api.answers import answer
 from nanopod.server.api.bodies import TooLarge
 from nanopod.server.api.context import Context, Operation
@@ -28,6 +29,14 @@ async def head_blob(context: Context, request: Request, _key: Key) -> Response:
     return Response(status_code=404 if size is None else 204)
 
 
+async def get_blob(context: Context, request: Request, _key: Key) -> Response:
+    """The bytes of a blob. Raises `NotFound`."""
+    digest = request.path_params["sha256"]
+    if context.blobs.size(digest) is None:
+        raise NotFound(f"there is no blob {digest}")
+    return FileResponse(context.blobs.path(digest), media_type="application/octet-stream")
+
+
 async def put_blob(context: Context, request: Request, _key: Key) -> Response:
     """Keep a blob: 201, or 200 when it was here already."""
     declared = request.headers.get("content-length", "")
@@ -40,6 +49,9 @@ async def put_blob(context: Context, request: Request, _key: Key) -> Response:
 
 
 OPERATIONS: Final = (
+    Operation(
+        "GET", "/v1/blobs/{sha256}", get_blob, "Download a blob", media="application/octet-stream", errors=(404,),
+    ),
     Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?", status=204, errors=(404,)),
     Operation(
         "PUT", "/v1/blobs/{sha256}", put_blob, "Upload a blob; its digest is verified on the way", answer=BlobAnswer,

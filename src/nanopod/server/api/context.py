@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from starlette.requests import Request
@@ -13,13 +13,16 @@ from nanopod.control.live import Live
 from nanopod.control.ports import NewId, Secrets
 from nanopod.control.tables import TablesPublisher
 from nanopod.model.chain import Key
+from nanopod.server.waits import Waits
 from nanopod.store.blobs import BlobStore
 
 if TYPE_CHECKING:
     from nanopod.control.market.books import Books
     from nanopod.control.market.desk import Desk
     from nanopod.control.market.ticker import Ticker
+    from nanopod.server.calls.service import SpawnedCalls
     from nanopod.server.clock import ClusterClock
+    from nanopod.server.faults import Faults
     from nanopod.server.feed import NewsFeed
     from nanopod.server.links import AgentLinks
     from nanopod.store.writer import GroupStore
@@ -48,6 +51,11 @@ class Context:
     ticker: Ticker
     news: NewsFeed
     agents: AgentLinks
+    calls: SpawnedCalls
+    faults: Faults | None = None
+    """What can be broken on purpose; None in every cloud that is no test."""
+    waits: Waits = field(default_factory=Waits)
+    """Requests that wait for items of shared queues."""
 
     @property
     def block_s(self) -> int:
@@ -102,3 +110,5 @@ class Operation:
     """Request headers that it reads, with what they mean."""
     text: str = ""
     """What there is to say beyond the summary."""
+    shared: bool = False
+    """A token that shows one call is enough (`server/calls/sharing.py`)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, TypedDict
 
-from nanopod.model.endpoint import FunctionSpec, ModelSpec, ScaleSpec
+from nanopod.model.endpoint import AsgiSpec, FunctionSpec, ModelSpec, RolloutSpec, ScaleSpec
 from nanopod.server.api.instances import FailureAnswer
 
 
@@ -52,6 +52,19 @@ class EndpointFingerprints(TypedDict):
     scale: str
 
 
+class RolloutAnswer(TypedDict):
+    """How the newest rollout goes or went: `canary_calls`, `stable_calls` are [ended, failed]. `state` "": plainly."""
+
+    state: Literal["", "canary", "promoted", "rolled_back"]
+    revision_id: str | None
+    stable_revision_id: str | None
+    canary_percent: int
+    canary_at: int | None
+    canary_calls: list[int]
+    stable_calls: list[int]
+    reason: str
+
+
 class EndpointAnswer(TypedDict):
     """An endpoint with its workers. `ready_instance_count` counts workers of its newest revision alone."""
 
@@ -67,14 +80,18 @@ class EndpointAnswer(TypedDict):
     deployment_id: str
     serving_revision_id: str
     functions: list[FunctionSpec]
+    asgi: list[AsgiSpec]
     model: ModelSpec | None
     model_ids: list[str]
     target_instance_count: int
     ready_instance_count: int
+    waiting_count: int
     instances: list[WorkerAnswer]
     failure: FailureAnswer | None
     reasons: list[str]
     scale: ScaleSpec
+    rollout: RolloutAnswer
+    rollout_settings: RolloutSpec
     ttl_s: float | None
     version_label: str
     fingerprints: EndpointFingerprints
@@ -83,13 +100,21 @@ class EndpointAnswer(TypedDict):
 
 
 class PutAnswer(TypedDict):
-    """What came of putting an endpoint: `tier` 0 nothing, 1 settings, 2 code, 3 image, 4 a new endpoint."""
+    """What came of putting an endpoint: `tier` 0 nothing, 1 settings, 2 code, 3 image, 4 a new endpoint.
+
+    With `dry_run`: `files` that differ, `workers` that would be replaced, and the number of an `earlier_revision` that
+    has the very same code and image.
+    """
 
     endpoint: EndpointAnswer | None
     action: str
     tier: int
     changed: list[str]
     reasons: list[str]
+    files: list[str]
+    workers_affected: int
+    workers: list[str]
+    earlier_revision: int | None
 
 
 class DeletedEndpoint(TypedDict):
@@ -118,3 +143,25 @@ class StoryLine(TypedDict):
     kind: str
     id: str
     message: str
+
+
+class RevisionAnswer(TypedDict):
+    """One revision of an endpoint; `healthy_at` is when a worker of it was ready first."""
+
+    id: str
+    object: Literal["revision"]
+    endpoint_id: str
+    number: int
+    state: Literal["current", "stable", "canary", "failed", "rolled_back", "old"]
+    version_label: str
+    fingerprints: EndpointFingerprints
+    bundle: str
+    healthy_at: int | None
+    created_at: int | None
+    failure: FailureAnswer | None
+
+
+class RollbackBody(TypedDict, total=False):
+    """The revision to go back to, by number or id; left out: the previous healthy one."""
+
+    revision: int | str | None

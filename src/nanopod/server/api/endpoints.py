@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from starlette.requests import Request
 from starlette.responses import Response
 
-from nanopod.control.choosing import choose_sku, free_name, name_of, retire_template, template_of
-from nanopod.control.update import Update, check, compare, fingerprinted
+from nanopod.control.choosing import fitting_kinds, retire_template
+from nanopod.control.update import Update, check, compare, fingerprinted, workers_affected
 from nanopod.control.views import endpoint_view
 from nanopod.model.chain import Deployment, Endpoint, Instance, Key, Revision
 from nanopod.model.endpoint import EndpointSpec
@@ -20,28 +21,27 @@ from nanopod.server.api.answers import answer, page, whole_list
 from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.endpoint_answers import DeletedEndpoint, EndpointAnswer, HeartbeatAnswer, PutAnswer, StoryLine
+from nanopod.server.api.endpoint_changes import (
+    announce,
+    apply,
+    base_of,
+    create,
+    moment,
+    notify,
+    quiet,
+    reprice,
+)
 from nanopod.server.api.errors import CodedError
+from nanopod.server.api.objects import furnish
+from nanopod.server.calls.schedules import check_schedules
 from nanopod.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
 Whole = tuple[Endpoint, Deployment, Revision, list[Instance]]
-CAPACITY: Final = "default"
 
 
-@dataclass(frozen=True, slots=True)
-class _Moment:
-    """`wall`: what signals, heartbeats and back-off go by; `at`: the cluster's time, which rows show."""
-
-    wall: float
-    at: float
-
-
-def _moment(context: Context) -> _Moment:
-    return _Moment(time.time(), context.clock())
-
-
-def _whole(read: Transaction, endpoint: Endpoint) -> Whole:
+def whole_endpoint(read: Transaction, endpoint: Endpoint) -> Whole:
     """An endpoint with everything its view shows."""
     deployment = read.deployment_of(endpoint.endpoint_id)
     revision = read.revision(endpoint.revision_id)
@@ -49,7 +49,7 @@ def _whole(read: Transaction, endpoint: Endpoint) -> Whole:
     return endpoint, deployment, revision, read.instances_of(endpoint.endpoint_id)
 
 
-def _find(read: Transaction, key: Key, reference: str) -> Endpoint:
+def find_endpoint(read: Transaction, key: Key, reference: str) -> Endpoint:
     """A living endpoint of the key's workspace by id, `name` or `name:tag`. Raises `NotFound`."""
     found = read.endpoint_named(key.workspace_id, reference)
     if found is None:
@@ -62,12 +62,29 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
     """Create an endpoint, or bring the one with this name and tag to the specification. `?dry_run=1` only plans."""
     spec = fingerprinted(await body_as(request, EndpointSpec))
     check(spec)
+    check_schedules(spec)
     if request.query_params.get("dry_run") in ("1", "true"):
-        found, update = await context.store.read(lambda read: _compare(read, key, spec))
-        shown = await context.store.read(lambda read: _whole(read, found)) if found else None
-        return answer(_result(context, shown, update))
+        asked = await furnish(context, key, spec, write=False)
+        return answer(await context.store.read(lambda read: _planned(context, read, key, asked)))
+    whole, update = await put_spec(context, key, spec)
+    return answer(_result(context, whole, update, (), None), 201 if update.action == "created" else 200)
+
+
+async def put_spec(context: Context, key: Key, spec: EndpointSpec) -> tuple[Whole, Update]:
+    """Create an endpoint, or bring it to a specification that was checked and has its fingerprints.
+
+    Returns when linked gateways serve by it. Raises `Conflict`, also while the bundle is not uploaded.
+    """
+    spec = await furnish(context, key, spec, write=True)
+    seen = await context.store.read(lambda read: _unchanged(read, key, spec))
+    if seen is not None:
+        # Nothing is to be written but, where a ttl counts, that somebody is there.
+        if seen[0].ttl_s is not None:
+            beat = time.time()
+            await context.store.write(lambda write: write.heartbeat(seen[0].endpoint_id, beat))
+        return seen, Update("exists", 0, (), ("nothing differs",))
     have_bundle = not spec.bundle or context.blobs.has(spec.bundle)
-    now = _moment(context)
+    now = moment(context)
     ids = [context.new_id(kind) for kind in ("endpoint", "revision", "deployment", "template")]
 
     def write(write: Transaction) -> tuple[Whole, Update]:
@@ -78,8 +95,8 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
             )
             raise CodedError(conflict, "blob_missing")
         if found is None:
-            return _whole(write, _create(context, write, key, spec, ids, now)), update
-        return _whole(write, _apply(write, found, spec, update, ids[1], now)), update
+            return whole_endpoint(write, create(context, write, key, spec, ids, now)), update
+        return whole_endpoint(write, apply(context, write, found, spec, update, ids[1], now)), update
 
     whole, update = await context.store.write(write)
     log.info(
@@ -88,16 +105,39 @@ async def put_endpoint(context: Context, request: Request, key: Key) -> Response
     )
     if update.tier:
         await context.tables.settle()
-    return answer(_result(context, whole, update), 201 if update.action == "created" else 200)
+    return whole, update
 
 
-def _result(context: Context, whole: Whole | None, update: Update) -> dict[str, Any]:
+def _planned(context: Context, read: Transaction, key: Key, spec: EndpointSpec) -> dict[str, Any]:
+    """What putting a specification would do, and to which workers."""
+    found, update = _compare(read, key, spec)
+    if found is None:
+        return _result(context, None, update, (), None)
+    whole = whole_endpoint(read, found)
+    fits = fitting_kinds(read, spec, {sku.sku_id for sku in read.skus()}).good
+    touched = workers_affected(update, whole[3], fits)
+    same = None
+    if update.tier in (2, 3):
+        prints = (spec.fingerprints.code, spec.fingerprints.image)
+        known = [r for r in read.revisions_of(found.endpoint_id) if r.revision_id != found.revision_id]
+        earlier = [r for r in known if (r.spec.fingerprints.code, r.spec.fingerprints.image) == prints]
+        same = earlier[-1].number if earlier else None
+    return _result(context, whole, update, touched, same)
+
+
+def _result(
+    context: Context, whole: Whole | None, update: Update, touched: Sequence[str], earlier: int | None
+) -> dict[str, Any]:  # fmt: skip
     return {
         "endpoint": endpoint_view(*whole, context.live) if whole else None,
         "action": update.action,
         "tier": update.tier,
         "changed": update.changed,
         "reasons": update.reasons,
+        "files": update.files,
+        "workers_affected": len(touched),
+        "workers": list(touched),
+        "earlier_revision": earlier,
     }
 
 
@@ -117,114 +157,22 @@ def _compare(read: Transaction, key: Key, spec: EndpointSpec) -> tuple[Endpoint 
                 "choose another model_id or delete that endpoint",
                 field="model.model_id",
             )
-    revision = read.revision(found.revision_id) if found else None
-    return found, compare(found, revision, spec)
+    return found, compare(found, base_of(read, found), spec)
 
 
-def _create(
-    context: Context, write: Transaction, key: Key, spec: EndpointSpec, ids: list[str], now: _Moment
-) -> Endpoint:  # fmt: skip
-    """The endpoint with its first revision, a template and a deployment of the same name on the default capacity."""
-    endpoint_id, revision_id, deployment_id, template_id = ids
-    workspace_id = key.workspace_id
-    capacity = write.capacity_named(workspace_id, CAPACITY)
-    assert capacity is not None, "every workspace has its default capacity"
-    write.add_endpoint(endpoint_id, workspace_id, spec, revision_id, now.at)
-    write.heartbeat(endpoint_id, now.wall)
-    write.add_revision(revision_id, endpoint_id, spec, now.at)
-    base = name_of(spec.name, spec.tag)
-    name = free_name(base, lambda one: write.deployment_named(workspace_id, one) is not None)
-    template = template_of(write, workspace_id, name, endpoint_id, template_id, now.at)
-    write.add_template(template)
-    with context.desk.session(write, now.at) as market:
-        choice = choose_sku(market, write, spec)
-        write.add_deployment(
-            Deployment(
-                *(deployment_id, endpoint_id, workspace_id, capacity.capacity_id, revision_id, 0, 0, (), 0, 0.0),
-                *(now.at, now.at),
-                name=name,
-                sku_id=choice.sku_id,
-                template_id=template_id,
-            )
-        )
-        if choice.sku_id:
-            market.ensure_procurement(capacity.capacity_id, choice.sku_id)
-    _announce(write, endpoint_id, "created", now)
-    if choice.sku_id:
-        write.tell("deployment", deployment_id, endpoint_id, f"runs on {'; '.join(choice.reasons)}", now.wall)
-    _notify(write, workspace_id, endpoint_id, spec, "created", now)
-    made = write.endpoint(endpoint_id)
-    assert made is not None
-    return made
-
-
-def _apply(
-    write: Transaction, found: Endpoint, spec: EndpointSpec, update: Update, revision_id: str, now: _Moment
-) -> Endpoint:
-    """Bring an endpoint to a specification. Asking for it again after a failure is asking to try again."""
-    values: dict[str, Any] = {"heartbeat_at": now.wall}
-    if spec.version_label != found.version_label:
-        values["version_label"] = spec.version_label
-    if "scale" in update.changed:
-        values |= {"scale": spec.scale, "scale_fingerprint": spec.fingerprints.scale, "ttl_s": spec.ttl_s}
-    revision = write.revision(found.revision_id)
-    again = found.failure is not None or (revision is not None and revision.failures > 0)
-    if update.tier >= 2:
-        write.add_revision(revision_id, found.endpoint_id, spec, now.at)
-        values["revision_id"] = revision_id
-    elif again:
-        write.set_revision(found.revision_id, failures=0, failure=None)
-    if update.tier or again:
-        values |= {"updated_at": now.at, "failure": None}
-        if found.target == 0 and (update.tier >= 2 or again):
-            # It may have been stopped, or asleep: decide as for a new endpoint, which starts a worker to try it.
-            values |= {"target": -1, "scale_state": b""}
-    write.set_endpoint(found, **values)
-    if update.tier >= 2 or again:
-        runs = values.get("revision_id", found.revision_id)
-        asks_otherwise = revision is not None and revision.spec.image.query != spec.image.query
-        _renew_deployment(write, found.endpoint_id, runs, update.tier >= 2, asks_otherwise, now)
-    if update.tier or again:
-        words = "; ".join(update.reasons) if update.tier else "asked for again after a failure"
-        _announce(write, found.endpoint_id, f"{update.action}: {words}", now)
-        _notify(write, found.workspace_id, found.endpoint_id, spec, "updated", now)
-    made = write.endpoint(found.endpoint_id)
-    assert made is not None
-    return made
-
-
-def _renew_deployment(
-    write: Transaction, endpoint_id: str, revision_id: str, new_code: bool, asks_otherwise: bool, now: _Moment
-) -> None:
-    """Have a deployment run another revision, or the same one anew; on other hardware if that asks for it."""
-    deployment = write.deployment_of(endpoint_id)
-    assert deployment is not None, "written together with the endpoint"
-    values: dict[str, Any] = {"revision_id": revision_id, "fails": 0, "not_before": 0.0}
-    if asks_otherwise:
-        values["sku_id"] = ""  # its reconciler chooses anew
-    write.set_deployment(deployment, **values)
-    if new_code and deployment.template_id:
-        write.set_template(deployment.template_id, updated_at=now.at)
-    write.signal("deployment", deployment.deployment_id, now.wall)
-
-
-def _announce(write: Transaction, endpoint_id: str, message: str, now: _Moment) -> None:
-    write.tell("endpoint", endpoint_id, endpoint_id, message, now.at)
-    write.signal("endpoint", endpoint_id, now.wall)
-    write.hint("tables")
-
-
-def _notify(
-    write: Transaction, workspace_id: str, endpoint_id: str, spec: EndpointSpec, what: str, now: _Moment
-) -> None:  # fmt: skip
-    data = {"name": spec.name, "tag": spec.tag, "kind": spec.kind}
-    write.add_notice(now.at, workspace_id, f"endpoint.{what}", endpoint_id, data)
+def _unchanged(read: Transaction, key: Key, spec: EndpointSpec) -> Whole | None:
+    """The endpoint, when it is exactly as the specification asks for."""
+    found, update = _compare(read, key, spec)
+    if found is None:
+        return None
+    newest = read.revision(found.revision_id)
+    return whole_endpoint(read, found) if quiet(found, base_of(read, found), newest, spec, update) else None
 
 
 async def list_endpoints(context: Context, request: Request, key: Key) -> Response:
     """Every endpoint of the workspace, oldest first."""
     found = await context.store.read(
-        lambda read: [_whole(read, endpoint) for endpoint in read.endpoints(key.workspace_id)]
+        lambda read: [whole_endpoint(read, endpoint) for endpoint in read.endpoints(key.workspace_id)]
     )
     return whole_list(request, found, lambda whole: endpoint_view(*whole, context.live))
 
@@ -232,7 +180,7 @@ async def list_endpoints(context: Context, request: Request, key: Key) -> Respon
 async def get_endpoint(context: Context, request: Request, key: Key) -> Response:
     """One endpoint by id, `name` or `name:tag`. A key that may only call sees what it may call."""
     reference = request.path_params["id"]
-    whole = await context.store.read(lambda read: _whole(read, _find(read, key, reference)))
+    whole = await context.store.read(lambda read: whole_endpoint(read, find_endpoint(read, key, reference)))
     if key.endpoints is not None and not {"admin", "read"} & set(key.scopes):
         found = whole[0]
         if not {found.name, found.full_name} & set(key.endpoints):
@@ -242,24 +190,29 @@ async def get_endpoint(context: Context, request: Request, key: Key) -> Response
 
 async def delete_endpoint(context: Context, request: Request, key: Key) -> Response:
     """Delete an endpoint: no new requests from now on, running ones finish, then its workers end."""
-    reference = request.path_params["id"]
-    now = _moment(context)
+    gone = await remove_endpoint(context, key, request.path_params["id"])
+    return answer({"id": gone.endpoint_id, "object": "endpoint", "name": gone.name, "tag": gone.tag, "deleted": True})
+
+
+async def remove_endpoint(context: Context, key: Key, reference: str) -> Endpoint:
+    """Delete an endpoint of the key's workspace; as it was. Raises `NotFound`."""
+    now = moment(context)
 
     def delete(write: Transaction) -> Endpoint:
-        found = _find(write, key, reference)
+        found = find_endpoint(write, key, reference)
         write.set_endpoint(found, deleted_at=now.at, updated_at=now.at)
         deployment = write.deployment_of(found.endpoint_id)
         if deployment is not None:
             retire_template(write, deployment)
-        _announce(write, found.endpoint_id, "deleted by request", now)
-        data = {"name": found.name, "tag": found.tag, "kind": found.kind}
-        write.add_notice(now.at, found.workspace_id, "endpoint.deleted", found.endpoint_id, data)
+            reprice(context, write, found, now)
+        announce(write, found.endpoint_id, "deleted by request", now)
+        notify(write, found.workspace_id, found.endpoint_id, found.name, found.tag, found.kind, "deleted", now)
         return replace(found, deleted_at=now.at)
 
     gone = await context.store.write(delete)
     await context.tables.settle()
     log.info("endpoint=%s action=deleted key=%s", gone.full_name, key.key_id)
-    return answer({"id": gone.endpoint_id, "object": "endpoint", "name": gone.name, "tag": gone.tag, "deleted": True})
+    return gone
 
 
 async def heartbeat(context: Context, request: Request, key: Key) -> Response:
@@ -268,7 +221,7 @@ async def heartbeat(context: Context, request: Request, key: Key) -> Response:
     now = time.time()
 
     def beat(write: Transaction) -> Endpoint:
-        found = _find(write, key, reference)
+        found = find_endpoint(write, key, reference)
         write.heartbeat(found.endpoint_id, now)
         return found
 
@@ -279,7 +232,7 @@ async def heartbeat(context: Context, request: Request, key: Key) -> Response:
 async def list_events(context: Context, request: Request, key: Key) -> Response:
     """The story of an endpoint and its instances: the last decisions with their reasons, newest first."""
     reference = request.path_params["id"]
-    story = await context.store.read(lambda read: read.story(_find(read, key, reference).endpoint_id, 200))
+    story = await context.store.read(lambda read: read.story(find_endpoint(read, key, reference).endpoint_id, 200))
     data = [{"at": at, "kind": kind, "id": id_, "message": message} for at, kind, id_, message in story]
     return page(data)
 

@@ -1,0 +1,1 @@
+"""Whether a new revision takes over, waits or goes back."""

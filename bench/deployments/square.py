@@ -1,4 +1,4 @@
-"""The smallest deployment: one function that does nothing worth waiting for."""
+"""The smallest deployment: functions that do nothing worth waiting for."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ app.configure_autoscaling(cold_workers=1, max_workers=1, min_load=1)
 async def square(x: int) -> int:
     """x squared."""
     return x * x
+
+
+@app.remote(concurrency=32)
+async def same(data: bytes) -> bytes:
+    """What it was given."""
+    return data

@@ -129,7 +129,8 @@ class _Pruned(ast.NodeTransformer):
         if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in SCALE_CALLS:
             return None
         self.generic_visit(node)
-        return node
+        # What is left of `image.require(...)`, once its requirements are taken out, does nothing.
+        return None if isinstance(node.value, ast.Name) and node.value.id in self._images else node
 
     def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.ImportFrom | None:
         # The names of columns and GPUs: where they are used in the code, that use itself counts.

@@ -32,6 +32,7 @@ FIRST_TOKEN_S_MAX: Final = 60.0
 PROGRESS_S: Final = 0.2
 DOOMED_S: Final = 3.0
 BODY_BYTES_MAX: Final = 32 << 20
+HEAD_BYTES_MAX: Final = 65_535
 _OPEN_BODY_BYTES: Final = frames.FRAME_BYTES_MAX - 65_536 - 2
 _TOKENS: Final = Struct(">BIH").unpack_from
 _json: Final = msgspec.json.Encoder().encode
@@ -106,6 +107,10 @@ class Request(Asked):
             if not self._wishes.include_usage:
                 body = with_usage(body)
         head = self._open_head()
+        if len(head) > HEAD_BYTES_MAX:
+            self.pool.in_flight -= 1
+            self._lost_for_good(_interrupted("the answer is too long already to be continued on another worker"))
+            return
         if len(body) <= _OPEN_BODY_BYTES:
             link.open(self, head, body)
         else:

@@ -59,7 +59,8 @@ def _prepare(held: Held, around: Surroundings, pairs: Mapping[str, Mapping[str, 
     env = {name: value for name, value in whole.items() if name not in held.secrets}
     held.python = ready.python
     held.libraries = () if image.env or held.secrets else libraries_of(app, spec.app.module)
-    _write_start(held, around, records.Launch(argv, env, str(app), spec.lease_s, spec.grace_s, may_fork(env)))
+    fork = may_fork({**env, **held.secrets})
+    _write_start(held, around, records.Launch(argv, env, str(app), spec.lease_s, spec.grace_s, fork))
 
 
 def _write_start(held: Held, around: Surroundings, how: records.Launch) -> None:

@@ -50,9 +50,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--vast-routes", action="store_true", help="serve the routes of Vast's Deployments API for its client as well"
     )
-    parser.add_argument(
-        "--faults", action="store_true", help="let POST /v1/faults break things on purpose, for tests"
-    )
+    parser.add_argument("--faults", action="store_true", help="let POST /v1/faults break things on purpose, for tests")
     parser.add_argument("--embedded", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
 

@@ -1,4 +1,4 @@
-"""One cloud for the tests of a module."""
+"""One cloud for all tests that do not bring their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from spawning import Spawning, spawning
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawning]:
     """A cloud with a deployment whose calls are spawned."""
     with spawning(tmp_path_factory.mktemp("spawned")) as running:

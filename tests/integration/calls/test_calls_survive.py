@@ -111,15 +111,3 @@ def test_a_schedule_starts_once_per_tick_without_any_caller(stage: Spawning) -> 
     assert resumed["next_at"] > rows[0]["created_at"]
     eventually(lambda: len(started()) > len(rows) + 1, "a tick after it was resumed")
     assert stage.refused("GET", "/v1/schedules/nothing")[0] == 404
-
-
-def test_schedules_follow_the_deployment(stage: Spawning) -> None:
-    spec = stage.cloud.api("GET", "/v1/endpoints/spawned")
-    status, message = stage.refused(
-        "POST", "/v1/endpoints",
-        {"name": "wrong", "bundle": "0" * 64,
-         "functions": [{"name": "f", "schedule": {"cron": "0 0 31 2 *"}}]},
-    )  # fmt: skip
-    assert (status, "never comes" in message) == (422, True), message
-    stage.cloud.api("DELETE", f"/v1/endpoints/{spec['id']}")
-    eventually(lambda: not stage.cloud.api("GET", "/v1/schedules")["data"], "its schedule goes with it")

@@ -239,3 +239,18 @@ def test_a_key_for_other_endpoints_sees_nothing(stage: Spawning) -> None:
 def test_faults_need_a_cloud_that_was_started_for_them(stage: Spawning) -> None:
     status, message = stage.refused("POST", "/v1/faults", {"kind": "kill"})
     assert (status, "nanopod up --faults" in message) == (403, True)
+
+
+# --- its end: the last test, because the deployment is gone then ---
+
+
+def test_schedules_follow_the_deployment(stage: Spawning) -> None:
+    spec = stage.cloud.api("GET", "/v1/endpoints/spawned")
+    status, message = stage.refused(
+        "POST", "/v1/endpoints",
+        {"name": "wrong", "bundle": "0" * 64,
+         "functions": [{"name": "f", "schedule": {"cron": "0 0 31 2 *"}}]},
+    )  # fmt: skip
+    assert (status, "never comes" in message) == (422, True), message
+    stage.cloud.api("DELETE", f"/v1/endpoints/{spec['id']}")
+    eventually(lambda: not stage.cloud.api("GET", "/v1/schedules")["data"], "its schedule goes with it")

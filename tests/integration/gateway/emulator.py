@@ -153,6 +153,8 @@ class Emulator:
             if task is not None:
                 task.cancel()
                 self.note(f"reset {frames.unpack_reset(payload)[1]}")
+        elif kind == frames.WINDOW and stream in self.credit:
+            self.credit[stream] += int.from_bytes(payload[:4], "big")
         elif kind == frames.RELEASE:
             for at in range(0, len(payload), 16):
                 self.calls.pop(payload[at : at + 16], None)
@@ -169,6 +171,7 @@ class Emulator:
         body = json.loads(b"".join(parts))
         task = asyncio.ensure_future(self.generate(stream, fields, body))
         self.tasks[stream] = task
+        self.credit[stream] = 262_144
 
     async def generate(self, stream: int, fields: dict[str, Any], body: dict[str, Any]) -> None:
         a, attempt = self.args, fields["attempt"]
@@ -209,7 +212,11 @@ class Emulator:
                     continue
                 made = token(attempt["seed"], index, position)
                 sse = chunk(index, {"content": text_of(made)}) if streamed else b""
-                self.send(frames.pack_tokens(stream, epoch, index, position, [made], sse))
+                while self.credit[stream] <= 0:
+                    await asyncio.sleep(0.002)
+                frame = frames.pack_tokens(stream, epoch, index, position, [made], sse)
+                self.credit[stream] -= len(frame)
+                self.send(frame)
             if a.delay:
                 await asyncio.sleep(a.delay)
             elif position % 64 == 63:

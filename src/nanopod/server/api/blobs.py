@@ -49,10 +49,10 @@ async def put_blob(context: Context, request: Request, _key: Key) -> Response:
 
 
 OPERATIONS: Final = (
+    Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?", status=204, errors=(404,)),
     Operation(
         "GET", "/v1/blobs/{sha256}", get_blob, "Download a blob", media="application/octet-stream", errors=(404,),
     ),
-    Operation("HEAD", "/v1/blobs/{sha256}", head_blob, "Is this blob here?", status=204, errors=(404,)),
     Operation(
         "PUT", "/v1/blobs/{sha256}", put_blob, "Upload a blob; its digest is verified on the way", answer=BlobAnswer,
         status=201, also=(200,), errors=(413,),

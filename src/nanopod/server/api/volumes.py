@@ -114,6 +114,7 @@ def show(found: Volume) -> VolumeAnswer:
 
 
 def found_volume(read: Transaction, key: Key, request: Request) -> Volume:
+    """The volume in the path, by name or id. Raises `NotFound` saying which there are."""
     reference = request.path_params["id"]
     place = workspace_of(read, key, request.query_params.get("workspace")).workspace_id
     found = read.volume(place, reference)

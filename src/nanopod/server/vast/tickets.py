@@ -88,7 +88,7 @@ class WorkerSigner:
         )
 
     def certificate(self, now: float) -> bytes:
-        """A self-signed certificate of this key as PEM, good for ten years: clients fetch one before their first call."""
+        """A self-signed certificate of this key as PEM, good for ten years; clients fetch one before they call."""
         name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "nanopod")])
         begin = datetime.fromtimestamp(now, UTC) - timedelta(days=1)
         made = (

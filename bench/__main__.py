@@ -12,10 +12,20 @@ from bench.figures import say
 
 CELLS = {
     "remote_call": "bench.remote_call",
+    "map_rate_vs_echo": "bench.rates:map_rate",
+    "bytes_10mb_vs_socket": "bench.rates:large_bytes",
+    "calls_c512_vs_c32": "bench.rates:many_callers",
+    "spawn_rate": "bench.rates:spawn_rate",
+    "call_vs": "bench.rates:others",
+    "codec_vs_msgpack": "bench.codec",
+    "import_time": "bench.start:import_time",
+    "reload_vs_spawn": "bench.reloading:reload_vs_spawn",
+    "dev_reload_ms": "bench.reloading:dev_reload",
     "gateway": "bench.gateway",
     "start": "bench.start",
     "market": "bench.market",
 }
+"""Module (and function, else `run`) of each cell. The names of its figures begin with its own."""
 
 
 def main() -> int:
@@ -33,7 +43,8 @@ def main() -> int:
     say(f"python {platform.python_version()}, {cores} cores, load {load:.1f}{noise}")
     for name in chosen:
         say(f"--- {name}")
-        for figure in importlib.import_module(CELLS[name]).run(quick=args.quick):
+        module, _, function = CELLS[name].partition(":")
+        for figure in getattr(importlib.import_module(module), function or "run")(quick=args.quick):
             if not args.only or args.only in CELLS or figure.name == args.only:
                 figure.show()
     return 0

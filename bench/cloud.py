@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,17 @@ from pathlib import Path
 from typing import Any
 
 START_S_MAX = 60.0
+
+
+def free_port() -> int:
+    """A port that nobody uses, below those that the kernel hands out: it is still free when it is listened on."""
+    least = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for _ in range(100):
+        port = 10_000 + secrets.randbelow(max(1_000, least - 10_000))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port on this machine")
 
 
 class Cloud:
@@ -32,7 +44,7 @@ class Cloud:
     ) -> None:
         self._own = tempfile.TemporaryDirectory(prefix="np-") if data_dir is None else None
         self.data_dir = data_dir if data_dir is not None else Path(self._own.name if self._own else ".") / "data"
-        self.port = port
+        self.port = port or free_port()
         self.flags = flags
         self.mark = secrets.token_hex(8)
         self.env = {**os.environ, "NANOPOD_TEST_MARK": self.mark, **(env or {})}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from types import TracebackType
 from typing import Self
 
 import numpy as np
@@ -31,14 +30,11 @@ class Network:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, frames: TracebackType | None
-    ) -> None: ...
+    async def __aexit__(self, *error: object) -> None: ...
 
     def probabilities(self, images: Image) -> Image:
         """(n, 28, 28) images to (n, 10) class probabilities."""
-        hidden = np.maximum(images.reshape(len(images), 784) @ self.first, 0)
-        logits = hidden @ self.second
+        logits = np.maximum(images.reshape(len(images), 784) @ self.first, 0) @ self.second
         scaled = np.exp(logits - logits.max(axis=1, keepdims=True))
         return np.asarray(scaled / scaled.sum(axis=1, keepdims=True))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from bench.cloud import Cloud
+from document_pages import Stage, stage
 
 pytest.importorskip("openai")
 
@@ -26,3 +27,10 @@ def tiny(cloud: Cloud) -> str:
     cloud.serve("nanopod-tiny", scale={"cold_workers": 1, "max_workers": 1})
     cloud.wait_ready("nanopod-tiny")
     return "nanopod-tiny"
+
+
+@pytest.fixture(scope="session")
+def place() -> Iterator[Stage]:
+    """A directory with a local cloud that pages of the documentation and examples share, as a reader's has."""
+    with stage() as made:
+        yield made

@@ -22,6 +22,8 @@ import pytest
 from bench.cloud import Cloud
 
 pytestmark = pytest.mark.e2e
+ITEMS = 10_000
+KILLS = 5
 
 PROGRAM = """
 import asyncio, json, os, random, sys, threading
@@ -31,6 +33,8 @@ app = Deployment(name="map-chaos")
 app.image("python").env(CHAOS_FILE=os.environ["CHAOS_FILE"])
 app.configure_autoscaling(cold_workers=2, max_workers=2)
 running = 0
+LIMIT = int(os.environ.get("CHAOS_ITEMS", "0"))
+PAUSE_S = float(os.environ.get("CHAOS_PAUSE_S", "0.05"))
 
 def note(kind, x):
     with open(os.environ["CHAOS_FILE"], "a") as log:
@@ -39,13 +43,13 @@ def note(kind, x):
 @app.remote(concurrency=16)
 async def once(x: int):
     note("once", x)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(PAUSE_S)
     return x
 
 @app.remote(concurrency=16, idempotent=True)
 async def again(x: int):
     note("again", x)
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(PAUSE_S)
     return x
 
 @app.remote(concurrency=16)
@@ -67,7 +71,7 @@ async def chaos():
 
     def items():
         number = 0
-        while not stop.is_set():
+        while not stop.is_set() and (not LIMIT or number < LIMIT):
             yield number
             number += 1
 
@@ -117,12 +121,12 @@ if __name__ == "__main__":
 class Program:
     """The SDK program, as a process of its own."""
 
-    def __init__(self, cloud: Cloud, directory: Path, *words: str) -> None:
+    def __init__(self, cloud: Cloud, directory: Path, *words: str, **more: str) -> None:
         path = directory / "map_chaos_app.py"
         path.write_text(PROGRAM)
         self.starts = directory / "starts.log"
         self.starts.touch()
-        env = {**cloud.client_env(), "CHAOS_FILE": str(self.starts), "NANOPOD_TEST_MARK": "load"}
+        env = {**cloud.client_env(), "CHAOS_FILE": str(self.starts), "NANOPOD_TEST_MARK": "load", **more}
         self.process = subprocess.Popen(
             [sys.executable, str(path), *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
         )
@@ -141,9 +145,14 @@ class Program:
             assert time.monotonic() < limit, f"only {len(self.lines())} of {count} starts within 60 s"
             time.sleep(0.02)
 
-    def end(self) -> Any:
-        """Tell it to read no more items; what it printed at its end."""
-        out, _ = self.process.communicate("stop\n", timeout=120)
+    def end(self, *, wait: bool = False) -> Any:
+        """Tell it to read no more items, or `wait` until it has all of them; what it printed at its end."""
+        if wait:
+            assert self.process.stdout
+            out = self.process.stdout.readline()
+            self.process.wait(30)
+        else:
+            out, _ = self.process.communicate("stop\n", timeout=120)
         assert self.process.returncode == 0
         return json.loads(out)
 
@@ -200,9 +209,22 @@ def verify(program: Program, once: list[Any], again: list[Any]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_map_with_three_kills(tmp_path: Path) -> None:
-    chaos(tmp_path, 3)
+@pytest.mark.timeout(300)
+def test_map_of_ten_thousand_items_while_workers_are_killed(tmp_path: Path) -> None:
+    """Whole maps: every one of the items has its value or its `WorkerLost`, in the order of the input."""
+    random.seed(int(os.environ.get("NANOPOD_CHAOS_SEED", random.randrange(10**6))))
+    with Cloud(tmp_path / "data") as cloud:
+        program = Program(cloud, tmp_path, "chaos", CHAOS_ITEMS=str(ITEMS), CHAOS_PAUSE_S="0.01")
+        try:
+            for share in sorted(random.uniform(0.02, 0.8) for _ in range(KILLS)):
+                program.wait_for_starts(round(2 * ITEMS * share))
+                while not strike(cloud, program, "worker"):
+                    time.sleep(0.05)
+            once, again = program.end(wait=True)
+        finally:
+            program.kill()
+        assert (len(once), len(again)) == (ITEMS, ITEMS)
+        verify(program, once, again)
 
 
 @pytest.mark.chaos

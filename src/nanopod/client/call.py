@@ -18,7 +18,7 @@ from collections.abc import AsyncIterable, Generator, Iterable, Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
-from nanopod.client import background, config
+from nanopod.client import background
 from nanopod.client.api import Api, error_of
 from nanopod.client.config import Target
 from nanopod.model.errors import CallTimeout, Invalid, NoCapacity, RemoteError
@@ -59,15 +59,14 @@ class Call(Generic[R]):
 
         Raises `Invalid` for a text that is no id, `Unauthenticated` without a key. Nothing is asked yet.
         """
+        from nanopod.client.wires import where
+
         text = call_id if call_id.startswith("call_") else f"call_{call_id}"
         if len(text) != 37 or any(digit not in "0123456789abcdef" for digit in text[5:]):
             raise Invalid(f"{call_id!r} is no id of a call; it is call_ and 32 hex digits", field="call_id")
         if token is not None:
-            found = config.find_url(url)
-            if found is None:
-                raise Invalid("no nanopod server is known; set NANOPOD_URL, or pass url=", field="url")
-            return cls(text, Target(found, token))
-        return cls(text, config.target(url, api_key))
+            return cls(text, Target(where(url, token).url, token))
+        return cls(text, where(url, api_key))
 
     # --- its result ---
 
@@ -203,7 +202,10 @@ class Call(Generic[R]):
                     last, misses = event_id or last, 0
                     if row is not None:
                         yield str(row.get("line", ""))
-                return
+                # A server that goes away in order ends the stream as well: only the call's own end counts.
+                if api.get(f"/v1/calls/{self.id}").get("ended_at") is not None:
+                    return
+                time.sleep(random.uniform(0.05, 0.2))
             except NoCapacity:
                 misses += 1
                 if misses > 5:

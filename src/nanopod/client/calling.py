@@ -129,6 +129,8 @@ def header_of(
         route_key=per_call.model,
         parent=parent,
         depth=depth,
+        gpus=per_call.gpus,
+        region=per_call.region,
     )
 
 

@@ -20,7 +20,7 @@ import copy
 import dataclasses
 import functools
 import inspect
-from collections.abc import AsyncIterable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar
 
 from nanopod.client import background
@@ -237,12 +237,16 @@ class RemoteFunction(Generic[P, R]):
         model: str | None = None,
         session: Any = None,
         webhook: str | None = None,
+        gpu: str | Sequence[str] | None = None,
+        region: str | None = None,
         **unknown: Any,
     ) -> RemoteFunction[P, R]:
         """The same function with other options for its calls; times in seconds, `deadline` from the call on.
 
         `retries` is a `Retries`; `model` a routing key; `session` what `app.session()` gives; `webhook` a URL that the
-        result of the call (which is then a spawned one) is posted to. Raises `Invalid`, or TypeError for a name.
+        result of the call (which is then a spawned one) is posted to. Workers with a `gpu` of these (the best first),
+        and then those in the `region`, are preferred while they have a free slot. Raises `Invalid`, or TypeError for
+        a name.
         """
         given = _given(locals())
         return RemoteFunction(self._bound.changed({**given, **unknown}))
@@ -360,6 +364,8 @@ class RemoteGenerator(Generic[P, R]):
         model: str | None = None,
         session: Any = None,
         webhook: str | None = None,
+        gpu: str | Sequence[str] | None = None,
+        region: str | None = None,
         **unknown: Any,
     ) -> RemoteGenerator[P, R]:
         """The same generator with other options for its calls; see `RemoteFunction.with_options`."""

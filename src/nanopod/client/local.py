@@ -127,6 +127,8 @@ def start_private(*flags: str) -> LocalCloud:
         _end(child)
         shutil.rmtree(data, ignore_errors=True)
         raise DeploymentFailed(f"the cloud for this test did not start:\n{log}", stage="start", log_tail=log)
+    # The other way round than they are run: for programs that end without `end_private`.
+    atexit.register(shutil.rmtree, data, ignore_errors=True)
     atexit.register(_end, child)
     facts = json.loads(line)
     return LocalCloud(Target(facts["url"], facts["key"]), int(facts["pid"]), data, child)

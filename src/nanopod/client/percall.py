@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from nanopod.client.marks import Retries
 from nanopod.client.options import Options
-from nanopod.model.endpoint import RetrySpec
+from nanopod.model.endpoint import GPUS_MAX, PLACE_CHARS_MAX, RetrySpec
 from nanopod.model.errors import Invalid
 
 if TYPE_CHECKING:
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 OPTIONS: Final = (
     "timeout", "queue_timeout", "priority", "deadline", "retries", "idempotent", "workload", "model", "session",
-    "webhook",
+    "webhook", "gpu", "region",
 )  # fmt: skip
 _OF_FUNCTION: Final = ("timeout", "queue_timeout", "priority", "deadline", "retries", "idempotent")
-_OF_DEPLOYMENT: Final = ("gpu", "region", "concurrency", "batch", "cache_ttl", "schedule", "web", "on_preempt")
+_OF_DEPLOYMENT: Final = ("concurrency", "batch", "cache_ttl", "schedule", "web", "on_preempt")
 _MODEL_CHARS_MAX: Final = 256
 
 
@@ -39,6 +39,10 @@ class PerCall:
     """Units of load; None: what the function's calculator says."""
     retries: RetrySpec | None = None
     """In place of the function's own."""
+    gpus: list[str] = field(default_factory=list)
+    """GPU models that the call would rather run on, the best first."""
+    region: str = ""
+    """Where it would rather run."""
 
     def session_id(self) -> str:
         """Id of the session, or the empty text. Raises `Invalid` for one that is not open."""
@@ -52,8 +56,8 @@ def changed(name: str, options: Options, per_call: PerCall, given: dict[str, Any
     for option in given:
         if option in _OF_DEPLOYMENT:
             raise Invalid(
-                f"{name}: {option} is no option of a call, its workers run already; set it where the function or the "
-                f"image is defined ({'app.image().require(...)' if option in ('gpu', 'region') else '@app.remote'})",
+                f"{name}: {option} is no option of a call, its workers run already; set it where the function is "
+                "defined (@app.remote)",
                 field=option,
             )
         if option not in OPTIONS:
@@ -68,6 +72,10 @@ def changed(name: str, options: Options, per_call: PerCall, given: dict[str, Any
     if isinstance(retries, Retries):
         more["retries"] = retries.spec()
     _check(name, more)
+    if "gpu" in given:
+        more["gpus"] = _gpus(name, given["gpu"])
+    if "region" in given:
+        more["region"] = _region(name, given["region"])
     return made, dataclasses.replace(per_call, **more)
 
 
@@ -88,3 +96,27 @@ def _check(name: str, more: dict[str, Any]) -> None:
         raise Invalid(
             f"{name}: session is what `async with app.session() as s` gives, not {session!r}", field="session"
         )
+
+
+def _gpus(name: str, gpu: Any) -> list[str]:
+    names = [gpu] if isinstance(gpu, str) else gpu
+    if not isinstance(names, list | tuple) or not all(_is_name(one) for one in names) or len(names) > GPUS_MAX:
+        raise Invalid(
+            f"{name}: gpu is a GPU's name or a list of at most {GPUS_MAX} of them, the best first, such as "
+            f"[H100_SXM, A100_SXM4] (they are in nanopod), not {gpu!r}",
+            field="gpu",
+        )
+    return list(names)
+
+
+def _region(name: str, region: Any) -> str:
+    if region != "" and not _is_name(region):
+        raise Invalid(
+            f'{name}: region is a name such as "eu", of at most {PLACE_CHARS_MAX} characters, not {region!r}',
+            field="region",
+        )
+    return str(region)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= PLACE_CHARS_MAX

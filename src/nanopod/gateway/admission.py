@@ -8,7 +8,7 @@ from nanopod.gateway import tables
 from nanopod.gateway.called import DONE
 from nanopod.gateway.calls import CallJob
 from nanopod.model import calls, frames
-from nanopod.model.endpoint import FunctionSpec
+from nanopod.model.endpoint import GPUS_MAX, PLACE_CHARS_MAX, FunctionSpec
 from nanopod.model.errors import Denied, Invalid, NanopodError, NoCapacity, NotFound
 from nanopod.model.wire import KeyRow, RouteRow
 
@@ -53,7 +53,7 @@ def admit(gateway: Gateway, key: KeyRow, call: calls.Call, frame_bytes: int) -> 
     route = route_of(gateway, key, call.endpoint)
     job = CallJob(gateway, call, gateway.pool(route), function_of(route, call.function), key)
     if call.parent:
-        parent = gateway.calls.get(call.parent)
+        parent = gateway.calls.get(call.parent) or gateway.web_calls.get(call.parent)
         if parent is not None and parent.workspace_id == key.workspace_id and parent.state != DONE:
             if parent.depth >= calls.DEPTH_MAX:
                 raise _too_deep()
@@ -81,6 +81,9 @@ def _check(call: calls.Call, frame_bytes: int) -> None:
         raise _too_deep()
     if len(call.route_key) > ROUTE_KEY_CHARS_MAX:
         raise Invalid(f"route_key (`model=`) has at most {ROUTE_KEY_CHARS_MAX} characters", field="route_key")
+    if len(call.gpus) > GPUS_MAX or any(len(name) > PLACE_CHARS_MAX for name in (*call.gpus, call.region)):
+        text = f"gpus: at most {GPUS_MAX} names of at most {PLACE_CHARS_MAX} characters, and so is region"
+        raise Invalid(text, field="gpus")
     policy = call.retries
     if policy is not None and not (0 <= policy.max <= RETRIES_MAX and policy.initial_s >= 0 and policy.backoff > 0):
         text = f"retries: max is from 0 to {RETRIES_MAX}, initial_s not below 0, backoff above 0"

@@ -11,6 +11,7 @@ from nanopod.gateway import caching, retrying
 from nanopod.gateway.callframes import completed, error_frame
 from nanopod.gateway.links import CREDIT_BYTES
 from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.preferring import Preference
 from nanopod.model import calls
 from nanopod.model.endpoint import DEFAULT_WORKLOAD, FunctionSpec, RetrySpec
 from nanopod.model.errors import CallTimeout, Cancelled, Invalid, NanopodError, NoCapacity, QueueTimeout, WorkerLost
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from nanopod.gateway.callers import ClientLink
     from nanopod.gateway.process import Gateway
     from nanopod.gateway.sessions import Session
+    from nanopod.gateway.webjob import WebJob
 
 RESUME_S: Final = 10.0
 """An absent client has so long to come back before its unfinished calls are cancelled."""
@@ -51,9 +53,7 @@ class Called(Job):
     _cancelled: bool = False
     _doomed: bool = False
     """Its worker was going to be taken away when it was lost."""
-    _nested: int = 0
-    """Unfinished calls that this one makes."""
-    _parent: Called | None = None
+    _parent: Called | WebJob | None = None
     """The call that makes this one."""
     _parent_epoch: int = 0
     _retried: int = 0
@@ -61,8 +61,6 @@ class Called(Job):
     """What earlier tries ran."""
     _taken: int = 0
     """Items of a generator that the client took."""
-    depth: int = 0
-    """How many calls are above this one."""
     held_until: float = 0.0
     orphan: bool = False
     """Nobody waits for its answer."""
@@ -136,6 +134,8 @@ class Called(Job):
             self.depth = call.depth
         if call.route_key:
             self.route_key = call.route_key
+        if call.gpus or call.region:
+            self.preference = Preference(call.gpus, call.region)
         if call.session:
             self.session_id = call.session
         if call.deadline_at:
@@ -307,7 +307,7 @@ class Called(Job):
 
     # --- calls that this one makes ---
 
-    def nest_in(self, parent: Called) -> None:
+    def nest_in(self, parent: Called | WebJob) -> None:
         """`parent` makes this call, and lends its slot as long as it takes."""
         self._parent, self._parent_epoch = parent, parent.epoch
         self.depth = max(self.depth, parent.depth + 1)
@@ -319,7 +319,7 @@ class Called(Job):
         if parent is None or self._borrows or parent.epoch != self._parent_epoch or parent.state == DONE:
             return
         self._borrows = True
-        parent._nested += 1
+        parent.nested += 1
         if parent.link is not None:
             parent.link.lend(parent)
 
@@ -331,8 +331,8 @@ class Called(Job):
         self._borrows = False
         if parent.epoch != self._parent_epoch:
             return
-        parent._nested -= 1
-        if not parent._nested and parent.link is not None:
+        parent.nested -= 1
+        if not parent.nested and parent.link is not None:
             parent.link.take_back(parent)
 
     # --- tries ---

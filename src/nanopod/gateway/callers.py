@@ -12,6 +12,7 @@ from nanopod.gateway import admission, tables
 from nanopod.gateway.called import Called
 from nanopod.gateway.callframes import error_frame
 from nanopod.gateway.calls import CallJob
+from nanopod.gateway.links import LARGE_BYTES, write
 from nanopod.gateway.server import HIGH_WATER, LOW_WATER, STALLED_S_MAX
 from nanopod.gateway.wheel import Timed
 from nanopod.model import calls, frames, websocket
@@ -154,7 +155,11 @@ class ClientLink(asyncio.Protocol, Timed):
 
     def send(self, frame: bytes) -> None:
         """One call frame to the client; leaves with this pass."""
-        self._write(websocket.encode(websocket.BINARY, frame))
+        if len(frame) < LARGE_BYTES:
+            self._write(websocket.encode(websocket.BINARY, frame))
+        else:
+            self._write(websocket.head(websocket.BINARY, len(frame)))
+            self._write(frame)
 
     def _write(self, data: bytes) -> None:
         self._out.append(data)
@@ -169,7 +174,7 @@ class ClientLink(asyncio.Protocol, Timed):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        transport.write(b"".join(out) if len(out) > 1 else out[0])
+        write(transport, out)
         if self.closed:
             transport.close()
 

@@ -73,8 +73,8 @@ class CallJob(Called):
         self.revision_id = link.revision_id
         self.deadline = now + self.timeout_s
         self._owed = 0
-        if self._nested:
-            self._nested = 0
+        if self.nested:
+            self.nested = 0
         gw.journal.dispatched(
             Dispatch(
                 self.id, link.instance_id, link.epoch, self.workspace_id, self.key_id, self.pool.route.endpoint_id,
@@ -103,7 +103,7 @@ class CallJob(Called):
             self.deadline = self._gw.now + max(1.0, self.arrival + self.timeout_s - time.time())
         self.pool.in_flight += 1
         link.open(self, b'{"k":"adopt","id":"' + self.id.hex().encode() + b'"}', b"")
-        if self._nested:
+        if self.nested:
             link.lend(self)
         self._gw.wheel.by(self, self.deadline)
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import msgspec
 
 from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.preferring import plain
 from nanopod.gateway.wheel import Timed
 from nanopod.model import frames
 from nanopod.model.endpoint import DEFAULT_WORKLOAD
@@ -34,6 +35,8 @@ REFUSED_S: Final = 0.05
 """A worker that handed a job back gets no other one for so long."""
 HELLO_S_MAX: Final = 10.0
 WRITE_BACKLOG_MAX: Final = 256 << 20
+LARGE_BYTES: Final = 65_536
+"""Payloads from this size on are not copied to be sent."""
 LEAVING_S: Final = 30.0
 KEYS_MAX: Final = 8
 """Route keys that a worker is taken to have at hand."""
@@ -76,6 +79,9 @@ class Hello(msgspec.Struct, frozen=True):
     engine: str = ""
     capability: Capability = Capability()
     calls: list[HeldCall] = []
+    gpu: str = ""
+    """Model of its GPUs; "": it has none."""
+    region: str = ""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -105,14 +111,24 @@ def admit(workers: dict[str, WorkerRow], instance_id: str, epoch: str, token: st
     return 101 if hmac.compare_digest(digest, row.token_digest) else 403
 
 
+def write(transport: asyncio.Transport, out: list[bytes]) -> None:
+    """Send what a pass produced, with one write where that costs less than a copy."""
+    if len(out) == 1:
+        transport.write(out[0])
+    elif len(out) > 64 or sum(map(len, out)) < LARGE_BYTES:
+        transport.write(b"".join(out))
+    else:
+        transport.writelines(out)
+
+
 class WorkerLink(asyncio.Protocol, Timed):
     """One linked worker. Speaks from 101 on."""
 
     __slots__ = (
         "_announced_at", "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until",
         "_release", "_seen", "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine",
-        "epoch", "greeted", "in_flight", "instance_id", "keys", "load", "perf", "pool", "ready", "revision_id",
-        "sessions", "slots", "state_detail", "usable",
+        "epoch", "gpu", "greeted", "in_flight", "instance_id", "keys", "load", "perf", "pool", "ready", "region",
+        "revision_id", "sessions", "slots", "state_detail", "usable",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
@@ -138,6 +154,8 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.draining = row.draining
         self.engine = ""
         self.continuation = "none"
+        self.gpu = self.region = ""
+        """As `Preference` compares them."""
         self.in_flight = 0
         """Taken slots; those that are lent are free."""
         self.load = 0.0
@@ -207,7 +225,12 @@ class WorkerLink(asyncio.Protocol, Timed):
 
     def data(self, stream: int, payload: bytes, *, end: bool = False) -> None:
         """More of a request body, or a frame for a running call."""
-        self._write(_pack(len(payload), stream, frames.DATA, frames.FLAG_END if end else 0, 0) + payload)
+        begin = _pack(len(payload), stream, frames.DATA, frames.FLAG_END if end else 0, 0)
+        if len(payload) < LARGE_BYTES:
+            self._write(begin + payload)
+        else:
+            self._write(begin)
+            self._write(payload)
 
     def window(self, stream: int, credit: int) -> None:
         """Let the worker send `credit` further bytes on a stream."""
@@ -320,7 +343,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         transport = self._transport
         if transport is None or self.closed:
             return
-        transport.write(b"".join(out) if len(out) > 1 else out[0])
+        write(transport, out)
         if transport.get_write_buffer_size() > WRITE_BACKLOG_MAX:
             self.lose("the worker does not read")
 
@@ -379,6 +402,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.draining = self.draining or hello.draining
         self.engine = hello.engine or hello.capability.engine
         self.continuation = hello.capability.continuation
+        self.gpu, self.region = plain(hello.gpu), hello.region.lower()
         welcome: dict[str, Any] = {
             "protocol": frames.PROTOCOL,
             "gateway_id": self._gw.gateway_id,

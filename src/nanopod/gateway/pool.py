@@ -12,6 +12,7 @@ import random
 from typing import TYPE_CHECKING, Final, Protocol
 
 from nanopod.gateway.lines import Entry, Line
+from nanopod.gateway.preferring import Preference
 from nanopod.gateway.retrying import Budget
 from nanopod.gateway.wheel import Timed
 from nanopod.model.endpoint import DEFAULT_WORKLOAD
@@ -46,8 +47,14 @@ class Job(Timed):
     """The only instance that may have it; "": any."""
     route_key: str = ""
     """A worker that had this key before is preferred."""
+    preference: Preference | None = None
+    """Which workers are preferred to others, the key aside."""
     queue_s_max: float = float("inf")
     """A worker whose work in flight takes longer than this gets no more of it."""
+    depth: int = 0
+    """How many calls are above this one."""
+    nested: int = 0
+    """Unfinished calls that this one makes."""
     lent: bool = False
     """Its slot is lent: it waits for calls of its own."""
     slotless: bool = False
@@ -216,7 +223,7 @@ class Pool:
         return current or usable
 
     def choose(self, job: Job) -> WorkerLink | None:
-        """A worker with room for `job`: one with its key, then an undoomed one, then the less loaded of two drawn."""
+        """A worker with room for `job`: undoomed, as the job prefers, with its key, the less loaded of two drawn."""
         now = self._host.now
         links = self.links
         if job.pin:
@@ -232,6 +239,8 @@ class Pool:
             return found[0] if found else None
         safe = [link for link in found if link.doomed_at is None]
         found = safe or found
+        if job.preference is not None:
+            found = job.preference.best(found)
         key = job.route_key
         if key:
             having = [link for link in found if key in link.keys]

@@ -97,6 +97,8 @@ class Gateway:
         self.websockets: set[SocketSide] = set()
         self.web_tables = WebTables()
         self.calls: dict[bytes, CallJob] = {}
+        self.web_calls: dict[bytes, WebJob] = {}
+        """Web functions that run, by the ids that calls of theirs name as their parent."""
         self.recall = Recall(self)
         self.kept = Kept(self)
         self.results = Results()

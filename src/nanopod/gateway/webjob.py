@@ -10,6 +10,7 @@ The body is sent as the worker gives credit, and the caller is read only as fast
 
 from __future__ import annotations
 
+import random
 import time
 from collections import deque
 from struct import Struct
@@ -19,6 +20,7 @@ import msgspec
 
 from nanopod.gateway import heads
 from nanopod.gateway.asked import wait_limit_s
+from nanopod.gateway.forwarding import forwarded, scheme_of
 from nanopod.gateway.heads import Failed, Head, Problem
 from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
 from nanopod.gateway.pool import Job, Pool
@@ -46,12 +48,6 @@ PARKED, OPENED, ANSWERING, DONE = "parked", "opened", "answering", "done"
 
 _json: Final = msgspec.json.Encoder().encode
 _U32: Final = Struct(">I")
-_DROPPED: Final = frozenset(
-    {
-        "connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade", "expect",
-        "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-forwarded-prefix", "x-request-id",
-    }
-)  # fmt: skip
 
 
 class WebHead(msgspec.Struct, frozen=True):
@@ -83,6 +79,8 @@ class WebJob(Job):
     )  # fmt: skip
 
     is_websocket = False
+    call_id: bytes = b""
+    """Of a function that runs: what calls of its own name as their parent, for which its slot is lent."""
 
     def __init__(
         self, gateway: Gateway, connection: HttpConnection, head: Head, pool: Pool, target: Target, key: KeyRow | None,
@@ -128,6 +126,16 @@ class WebJob(Job):
         self._sent_end = False
         self._credit = 0
         self._paused_caller = False
+
+    @property
+    def workspace_id(self) -> str:
+        """Whose endpoint it is."""
+        return self.pool.route.workspace_id
+
+    @property
+    def state(self) -> str:
+        """As of a call: DONE when it is over."""
+        return self._state
 
     # --- the caller ---
 
@@ -202,6 +210,10 @@ class WebJob(Job):
         self._credit = WINDOW_BYTES
         self._sent_end = False
         self._deadline = 0.0
+        self.nested = 0
+        if self._target.function is not None:
+            self.call_id = self.call_id or random.randbytes(16)
+            self._gw.web_calls[self.call_id] = self
         whole = self._ended and not self._pending
         link.open(self, self._open_head(), b"", end=whole)
         if whole:
@@ -257,46 +269,17 @@ class WebJob(Job):
             "path": self._rest,
             "root": self._root,
             "query": head.target.partition("?")[2],
-            "headers": self._forwarded(peer[0]),
+            "headers": forwarded(head, peer[0], self._root, self.shown_id, hide_key=self._has_key),
             "client": list(peer),
-            "scheme": self._scheme(peer[0]),
+            "scheme": scheme_of(head, peer[0]),
             "mount": target.mount.name if target.mount is not None else "",
             "function": function.name if function is not None else "",
             "params": target.params,
             "timeout_s": limit,
             "ws": self.is_websocket,
+            "call": self.call_id.hex(),
         }
         return bytes(_json(opened))
-
-    def _scheme(self, peer: str) -> str:
-        given = self._head.headers.get("x-forwarded-proto", "") if _is_near(peer) else ""
-        return given if given in ("http", "https") else "http"
-
-    def _forwarded(self, peer: str) -> list[tuple[str, str]]:
-        """The headers for the worker: without those of this hop, with those that say who asked."""
-        given = self._head.headers
-        gone = _DROPPED
-        hop = given.get("connection", "")
-        if hop and hop.lower() not in ("keep-alive", "close", "upgrade"):
-            gone = gone | {word.strip().lower() for word in hop.split(",")}
-        if self._has_key:
-            gone = gone | {"authorization"}
-        found = [
-            (name, value.decode("latin-1").strip(" \t"))
-            for raw, value in self._head.raw_headers
-            if (name := raw.decode("latin-1").lower()) not in gone
-        ]
-        near = _is_near(peer)
-        if not near:
-            found = [line for line in found if line[0] != "forwarded"]
-        before = given.get("x-forwarded-for", "") if near else ""
-        found.append(("x-forwarded-for", ", ".join(part for part in (before, peer) if part) or "unknown"))
-        host = (given.get("x-forwarded-host", "") if near else "") or given.get("host", "")
-        found.append(("x-forwarded-host", host))
-        found.append(("x-forwarded-proto", self._scheme(peer)))
-        found.append(("x-forwarded-prefix", self._root))
-        found.append(("x-request-id", self.shown_id))
-        return found
 
     # --- from the worker ---
 
@@ -471,6 +454,7 @@ class WebJob(Job):
         if self._state == DONE:
             return
         self._state = DONE
+        self._gw.web_calls.pop(self.call_id, None)
         self._gw.wheel.clear(self)
         self._pending.clear()
         self._kept = None
@@ -489,8 +473,3 @@ class WebJob(Job):
                 self.arrival, self.first_at, time.time(), 0, self.function,
             )
         )  # fmt: skip
-
-
-def _is_near(peer: str) -> bool:
-    """True for a peer on this machine: a reverse proxy, whose word about its own caller is taken."""
-    return not peer or peer.startswith("127.") or peer == "::1"

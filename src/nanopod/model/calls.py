@@ -91,6 +91,10 @@ class Call(Frame, frozen=True, tag="call"):
     traceparent: str = ""
     codec: str = ""
     """How the payload and the answer are written: "" as `model.codec` does, or `model.vastjson.CODEC`."""
+    gpus: list[str] = []
+    """GPU models that it would rather run on, the best first; others do if none of these has a free slot."""
+    region: str = ""
+    """Where it would rather run; `eu` means `eu-north`, too."""
 
 
 class Part(Frame, frozen=True, tag="part"):

@@ -45,6 +45,10 @@ Lower = Callable[[Any, bool], Any]
 PICKLED: Final = b"\xc1"
 """First byte of payloads that are no values of this module but of `pickled`; msgpack never writes it."""
 _encode: Final = Encoder().encode
+_PAIR: Final = _encode((revive.PAIR_MARK, None, None))[:-2]
+_TWO: Final = _encode((None, None))[:-2]
+"""How arguments begin, and how an array of two does."""
+_QUICK_BYTES: Final = 4096
 _ATOMS: Final = frozenset({NoneType, bool, int, float, str, bytes})
 _KEYS: Final = frozenset({str, int, bool, NoneType, bytes})
 _CUSTOM_REDUCE: Final = frozenset({"fractions", "ipaddress"})
@@ -67,7 +71,7 @@ def encode(value: object, *, path: str = "") -> bytes:
     """
     if type(value) is tuple and len(value) == 2 and type(value[0]) is tuple and type(value[1]) is dict:
         args, kwargs = value
-        if _KEYS.issuperset(map(type, kwargs)):
+        if not kwargs or _KEYS.issuperset(map(type, kwargs)):
             try:
                 if _ATOMS.issuperset(map(type, args)) and (not kwargs or _ATOMS.issuperset(map(type, kwargs.values()))):
                     return _encode((revive.PAIR_MARK, args, kwargs))
@@ -90,9 +94,14 @@ def decode(data: bytes | bytearray | memoryview, *, module: Module = None) -> An
     """The value of `encode`'s bytes. `module` (or its name) is the user's: its classes are found even when the other
     side knows that module by another name. Raises `SerializationError` for bytes or classes that it cannot read.
     """
-    name = module.__name__ if isinstance(module, ModuleType) else module or ""
+    name = "" if module is None else module if isinstance(module, str) else module.__name__
+    decode_one = revive.decoders.get(name) or revive.decoder(name)
     try:
-        found = revive.decoder(name)(data)
+        if len(data) < _QUICK_BYTES and data[:4] == _PAIR:
+            # Small arguments, most of what is ever decoded, go without a call of the hook for their mark.
+            args, kwargs = decode_one(_TWO + data[4:])
+            return tuple(args), kwargs
+        found = decode_one(data)
     except RecursionError:
         raise SerializationError("the received value is nested too deeply") from None
     except (MsgspecError, struct.error, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:

@@ -15,6 +15,10 @@ DEFAULT_WORKLOAD = 100.0
 CALL_TIMEOUT_S = 600.0
 QUEUE_TIMEOUT_S = 900.0
 WAIT_S_MAX = 600.0
+GPUS_MAX = 16
+"""How many GPU models a call may prefer."""
+PLACE_CHARS_MAX = 64
+"""Of the name of a GPU model or region."""
 """Longest time a request may be parked while an endpoint wakes."""
 
 Kind = Literal["function", "model", "machine"]

@@ -5,7 +5,7 @@
 <data>/lock up.json             owner, pids, URLs    <data>/logs/*.log             one per process
 <data>/blobs/sha256/ab/abcd...  uploaded bundles     <data>/gateway/<id>/          meter spool, journal, tables
 <data>/calls/ab/abcd...         large spawned calls  <data>/spills/<workspace>/     very large payloads, a day
-<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models,snapshots}/   shared
+<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models,snapshots,benchmarks}/
 <run>/{server,control,agent,gateway}.sock            unix sockets, directory mode 0700
 ```
 """
@@ -90,6 +90,11 @@ class Layout:
     def snapshots(self) -> Path:
         """What contexts wrote down for the next worker of their deployment, a directory for each endpoint."""
         return self.data / "cache" / "snapshots"
+
+    @property
+    def benchmarks(self) -> Path:
+        """What benchmarks of functions showed, by code, image and kind of machine."""
+        return self.data / "cache" / "benchmarks"
 
     @property
     def run(self) -> Path:

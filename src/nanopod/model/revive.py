@@ -43,7 +43,7 @@ BASES: Final = frozenset({int, float, complex, str, bytes, tuple, frozenset, *FI
 
 def decoder(own: str) -> Callable[[Any], Any]:
     """The decode function of the user's module called `own`; made once for each."""
-    known = _decoders.get(own)
+    known = decoders.get(own)
     if known is not None:
         return known
 
@@ -59,9 +59,9 @@ def decoder(own: str) -> Callable[[Any], Any]:
         return _PARTS[code](decode_part(data), own)
 
     decode_part: Callable[[Any], Any] = Decoder(ext_hook=hook).decode
-    if len(_decoders) > 64:
-        _decoders.clear()
-    _decoders[own] = decode_part
+    if len(decoders) > 64:
+        decoders.clear()
+    decoders[own] = decode_part
     return decode_part
 
 
@@ -195,7 +195,8 @@ _WITH_BYTES: Final[dict[int, Callable[[Any], Any]]] = {
     TENSOR: Decoder(tuple[str, list[int], bool, memoryview]).decode,
 }
 """Of values that are mostly bytes. An array of objects holds values instead, and is read like all others."""
-_decoders: dict[str, Callable[[Any], Any]] = {}
+decoders: dict[str, Callable[[Any], Any]] = {}
+"""What `decoder` made, by the name of the user's module."""
 _RAW: Final[dict[int, Callable[[memoryview], Any]]] = {
     PAIR: lambda data: PAIR_MARK,
     BIG_INT: lambda data: int.from_bytes(data, "little", signed=True),

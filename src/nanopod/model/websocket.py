@@ -137,22 +137,26 @@ def xor(payload: bytes, mask: bytes) -> bytes:
     return (int.from_bytes(payload, "little") ^ int.from_bytes(stretched, "little")).to_bytes(size, "little")
 
 
+def head(opcode: int, size: int, *, masked: bool = False, fin: bool = True) -> bytes:
+    """What comes before a payload of `size` bytes, and before its mask."""
+    first = opcode | 128 if fin else opcode
+    bit = 128 if masked else 0
+    if size < 126:
+        return bytes((first, bit | size))
+    if size < 65536:
+        return _SHORT.pack(first, bit | 126, size)
+    return _LONG.pack(first, bit | 127, size)
+
+
 def encode(opcode: int, payload: bytes, mask: bytes | None = None, *, fin: bool = True) -> bytes:
     """One frame. A client passes 4 random bytes as `mask`; a server passes None."""
     size = len(payload)
-    first = opcode | 128 if fin else opcode
-    bit = 0 if mask is None else 128
-    if size < 126:
-        head = bytes((first, bit | size))
-    elif size < 65536:
-        head = _SHORT.pack(first, bit | 126, size)
-    else:
-        head = _LONG.pack(first, bit | 127, size)
+    begin = head(opcode, size, masked=mask is not None, fin=fin)
     if mask is None:
-        return head + payload
+        return begin + payload
     if size >= WIDE_BYTES and _wide is not None:
-        return b"".join((head, mask, _wide_xor(payload, 0, size, mask)))
-    return head + mask + xor(payload, mask)
+        return b"".join((begin, mask, _wide_xor(payload, 0, size, mask)))
+    return begin + mask + xor(payload, mask)
 
 
 def encode_close(code: int = NORMAL, reason: str = "", mask: bytes | None = None) -> bytes:

@@ -84,7 +84,7 @@ class Agent:
         self._link: MessageLink | None = None
         self._generation = -1
         self._announcing = False
-        self.fleet = Fleet(layout, self._machine.node_id, self._inventory.cpus, self._changed)
+        self.fleet = Fleet(layout, self._machine.node_id, self._inventory, self._changed)
         self._secrets = Asking(self._send)
         self.fleet.ask = self._secrets.ask
         self._ssh = ssh.Front(self.fleet, layout.instances.parent)

@@ -18,6 +18,7 @@ from nanopod.model.layout import Layout
 from nanopod.model.wire import SecretValues, ShutdownNotice
 from nanopod.node import bundle, environment, files, guests, launch, leftovers, preparing, records, secrets, updates
 from nanopod.node.held import Held, NotRunning
+from nanopod.node.inventory import Inventory
 from nanopod.node.machine import (
     Admitted,
     Adopted,
@@ -50,13 +51,14 @@ _log: Final = logging.getLogger("nanopod.node.fleet")
 class Fleet:
     """All instances of one node. Everything here runs on one event loop; slow work goes to threads."""
 
-    def __init__(self, layout: Layout, node_id: str, cpus: int, on_change: Callable[[], None]) -> None:
+    def __init__(self, layout: Layout, node_id: str, machine: Inventory, on_change: Callable[[], None]) -> None:
         self.instances: dict[str, Held] = {}
         self._layout = layout
         self._node_id = node_id
         self._on_change = on_change
         self._gateways: tuple[str, ...] = (f"unix:{layout.gateway_socket}",)
-        self._room = asyncio.Semaphore(max(STARTS_MIN, cpus))
+        self._machine = machine
+        self._room = asyncio.Semaphore(max(STARTS_MIN, machine.cpus))
         self._builds = asyncio.Semaphore(BUILDS_MAX)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
@@ -327,7 +329,7 @@ class Fleet:
 
     async def _prepare(self, held: Held) -> None:
         failure: Failure | None
-        around = preparing.Surroundings(self._layout, tuple(self._gateways), self._local)
+        around = preparing.Surroundings(self._layout, tuple(self._gateways), self._local, self._machine)
         try:
             values = await secrets.values_of(held.spec.app.image, held.spec.instance_id, self.ask)
             held.secrets = dict(values.env) if values is not None else {}

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -21,6 +22,29 @@ SMI_S_MAX: Final = 5.0
 SLOTS_MIN: Final = 4
 SLOTS_PER_CPU: Final = 8
 MEMORY_PER_SLOT: Final = 512 << 20
+REGION: Final = "local"
+REGION_CHARS_MAX: Final = 64
+_OFFERED: Final = (
+    (r"^(A100|A800)-SXM4-.*", r"\1 SXM4"),
+    (r"^(A100|A800|H100|H800)[ -](\d+GB )?(?i:PCIe).*", r"\1 PCIE"),
+    (r"^(H100|H800) \d+GB HBM.*", r"\1 SXM"),
+    (r"^GH200 .*", "GH200 SXM"),
+    (r"^(Tesla )?(V100|P100)-.*", r"Tesla \2"),
+    (r"^A10G$", "A10g"),
+    (r"^Quadro RTX", "Q RTX"),
+    (r"^TITAN RTX$", "Titan RTX"),
+    (r"^(RTX \d+) Ada Generation$", r"\1Ada"),
+    (r"^(RTX \d+) Ti SUPER", r"\1S Ti"),
+    (r"^(RTX \d+) SUPER", r"\1S"),
+    (r"^(GTX \d+) SUPER", r"\1 S"),
+    (r"^RTX 4090 D$", "RTX 4090D"),
+    (r" Laptop GPU$", " laptop"),
+    (r"^(RTX PRO \d+) Blackwell", r"\1"),
+    (r" Max-Q Workstation Edition$", " Max-Q"),
+    (r" Workstation Edition$", " WS"),
+    (r" Server Edition$", " S"),
+)
+"""The driver's names of GPUs, and what offers call them."""
 _CGROUP_MEMORY: Final = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 _CGROUP_CPU: Final = "/sys/fs/cgroup/cpu.max"
 
@@ -43,6 +67,7 @@ class Inventory:
     memory: int
     storage: int
     gpus: tuple[Gpu, ...] = ()
+    region: str = REGION
     facts: dict[str, Any] = field(default_factory=dict)
 
     def sku(self) -> Sku:
@@ -55,6 +80,7 @@ class Inventory:
             "", alias, accelerator=name, num_accelerators=count, accelerator_memory=gpu.memory if gpu else 0,
             num_vcpus=self.cpus, memory=self.memory // GIB * GIB,
             local_storage=self.storage // STORAGE_STEP * STORAGE_STEP,
+            region=self.region, availability_zone=f"{self.region}-a",
         )  # fmt: skip
         digest = hashlib.sha256(json.dumps(asdict(sku), sort_keys=True).encode()).digest()
         named = {**asdict(sku), "sku_id": "isku_" + base62(digest, 21)}
@@ -88,7 +114,12 @@ def look(data: Path) -> Inventory:
         storage = shutil.disk_usage(data).total
     except OSError:
         storage = 0
-    return Inventory(cpus, memory, storage, gpus, {key: value for key, value in facts.items() if value})
+    return Inventory(cpus, memory, storage, gpus, _region(), {key: value for key, value in facts.items() if value})
+
+
+def _region() -> str:
+    """Where its operator says that it stands (`NANOPOD_REGION`)."""
+    return os.environ.get("NANOPOD_REGION", "").strip()[:REGION_CHARS_MAX] or REGION
 
 
 def memory_free() -> int:
@@ -137,14 +168,16 @@ def parse_smi(text: str) -> tuple[Gpu, ...]:
     for line in text.splitlines():
         parts = [part.strip() for part in line.split(",")]
         if len(parts) == 4 and parts[1].isdigit():
-            found.append(Gpu(_short(parts[0]), int(parts[1]) << 20, parts[2], parts[3]))
+            found.append(Gpu(offered(parts[0]), int(parts[1]) << 20, parts[2], parts[3]))
     return tuple(found)
 
 
-def _short(name: str) -> str:
-    """The name without its maker: `NVIDIA GeForce RTX 4090` is known as `RTX 4090`."""
-    for prefix in ("NVIDIA GeForce ", "NVIDIA "):
+def offered(name: str) -> str:
+    """The name that offers and requirements have for a GPU: `NVIDIA GeForce RTX 4090` is an `RTX 4090`."""
+    for prefix in ("NVIDIA ", "GeForce "):
         name = name.removeprefix(prefix)
+    for pattern, short in _OFFERED:
+        name = re.sub(pattern, short, name)
     return name
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from nanopod.model.layout import Layout
 from nanopod.node import bundle, environment, files, guests, journal, launch, mounting, records
 from nanopod.node.held import Held
+from nanopod.node.inventory import Inventory
 from nanopod.node.zygotes import libraries_of, may_fork
 
 
@@ -18,6 +19,7 @@ class Surroundings:
     layout: Layout
     gateways: tuple[str, ...]
     local: bool
+    machine: Inventory
 
 
 def prepare(held: Held, around: Surroundings, pairs: Mapping[str, Mapping[str, str]]) -> None:
@@ -64,5 +66,12 @@ def _prepare(held: Held, around: Surroundings, pairs: Mapping[str, Mapping[str, 
 
 
 def _write_start(held: Held, around: Surroundings, how: records.Launch) -> None:
-    start = records.Start(held.spec, list(around.gateways), how, str(around.layout.models), around.local)
+    layout, sku = around.layout, around.machine.sku()
+    endpoint = held.spec.endpoint_id
+    start = records.Start(
+        held.spec, list(around.gateways), how, str(layout.models), around.local,
+        snapshots_dir=str(layout.snapshots / endpoint) if endpoint else "", benchmarks_dir=str(layout.benchmarks),
+        gpu=sku.accelerator if sku.num_accelerators else "", region=sku.region,
+        cpu=str(around.machine.facts.get("cpu_name") or around.machine.facts.get("cpu_arch") or ""),
+    )  # fmt: skip
     records.write_start(held.directory, start)

@@ -40,6 +40,13 @@ class Start(msgspec.Struct, frozen=True):
     """Embedded local mode: one benchmark round, no packages installed."""
     snapshots_dir: str = ""
     """Where contexts of this deployment keep their snapshots; "": nowhere."""
+    benchmarks_dir: str = ""
+    """Where the node's workers keep what their benchmarks showed; "": nowhere."""
+    gpu: str = ""
+    """Model of the node's GPUs; "": it has none."""
+    cpu: str = ""
+    """Model of its processors."""
+    region: str = ""
 
 
 class Running(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import psycopg
 import pytest
 
 from nanopod.model.errors import Conflict, Invalid
+from nanopod.store import app_schema
 from nanopod.store.migrate import STEPS
 from nanopod.store.open import open_store
 from nanopod.store.postgres import PostgresStore
@@ -221,3 +222,25 @@ def test_the_version_is_kept_in_a_setting(server: Any, database: str) -> None:
 
     with_store(server, database, test)
     with_store(server, database, test)
+
+
+def test_a_database_of_version_3_grows_and_keeps_its_rows(server: Any, database: str) -> None:
+    async def fill(store: PostgresStore) -> None:
+        await store.write(put("kept", "yes"))
+
+    async def look(store: PostgresStore) -> None:
+        assert await store.read(lambda read: read.setting("schema_version")) == str(1 + len(STEPS))
+        assert await store.read(lambda read: read.setting("kept")) == "yes"
+        assert await store.read(lambda read: read.endpoints()) == []
+        assert await store.read(lambda read: read.vast_deployments("w")) == []
+
+    with_store(server, database, fill)
+    with psycopg.connect(server.url(database), autocommit=True) as raw:
+        for table in reversed(app_schema.TABLES):
+            raw.execute(f'DROP TABLE "{table.name}"')
+        for column in ("stable_revision_id", "canary_percent", "canary_at", "canary_state", "rollout"):
+            raw.execute(f"ALTER TABLE endpoint DROP COLUMN {column}")
+        for column in ("version_label", "state"):
+            raw.execute(f"ALTER TABLE revision DROP COLUMN {column}")
+        raw.execute("UPDATE setting SET value = '3' WHERE name = 'schema_version'")
+    with_store(server, database, look)

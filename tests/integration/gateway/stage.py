@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from bench.cloud import free_port
+
 from nanopod.drivers.link import messages
 from nanopod.model import calls, websocket
 from nanopod.model.endpoint import Failure, FunctionSpec, RetrySpec
@@ -142,9 +144,7 @@ class Stage:
         self.data = Path(tempfile.mkdtemp(prefix="npgw-", dir="/tmp"))
         self.layout = Layout(self.data)
         self.layout.run.mkdir(parents=True, exist_ok=True)
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         self.control = Control(self.layout)
         self.version = 0
         self.workers: dict[str, WorkerRow] = {}

@@ -112,6 +112,13 @@ def wait(traders: list[Trader], count: int, wait_s_max: float = 300.0) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_killed_while_orders_stream_in_nothing_acknowledged_is_lost(backend: Any, short: Path) -> None:
+    """As many kills as in the long form below, closer together: it is the kills that can lose something."""
+    stream_and_kill(short, backend.url, 2_000, 6, seed=1)
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(3600)
+def test_killed_while_ten_thousand_orders_stream_in(backend: Any, short: Path) -> None:
     stream_and_kill(short, backend.url, 10_000, 6, seed=1)
 
 

@@ -20,6 +20,7 @@ from typing import Any
 from nanopod.model.endpoint import EndpointSpec, FunctionSpec, InstanceSpec, ModelSpec
 from nanopod.node import files, launch, procs, records
 
+RUN = os.urandom(4).hex()
 HEADER = """
 from nanopod.model.registry import App, RegisteredContext, RegisteredFunction, apps, current
 from nanopod.model.endpoint import FunctionSpec
@@ -41,6 +42,15 @@ def context(*args, needs=(), **kwargs):
 """
 
 
+def inst(name: str | int) -> str:
+    """An instance's id that nobody else on this machine uses: what is killed is found by its id, in every process."""
+    return f"inst_{name}_{RUN}"
+
+
+INSTANCE = inst("test")
+"""The one that tests with a single instance use."""
+
+
 def function_app(*names: str, **fields: Any) -> EndpointSpec:
     """A function endpoint named `test` whose code is module `deployment`."""
     return EndpointSpec("test", functions=tuple(FunctionSpec(name) for name in names), **fields)
@@ -51,7 +61,7 @@ def model_app(model: ModelSpec) -> EndpointSpec:
     return EndpointSpec("test", kind="model", model=model)
 
 
-def instance_spec(app: EndpointSpec, instance_id: str = "inst_test", **fields: Any) -> InstanceSpec:
+def instance_spec(app: EndpointSpec, instance_id: str = INSTANCE, **fields: Any) -> InstanceSpec:
     """An instance of `app`."""
     given = {"slots": 8, "grace_s": 5.0, "lease_s": 60.0, "epoch": 1, **fields}
     return InstanceSpec(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fake_gateway import FakeGateway
-from node_instances import HEADER, bundle_of, eventually
+from node_instances import HEADER, INSTANCE, bundle_of, eventually
 
 from nanopod.drivers.link.messages import MessageLink, serve
 from nanopod.model.endpoint import EndpointSpec, FunctionSpec, ImageSpec, InstanceSpec, ObservedInstance
@@ -43,7 +43,7 @@ class FakeServer:
         self.hellos: list[AgentHello] = []
         self.observed: dict[str, ObservedInstance] = {}
         self.history: list[tuple[int, str]] = []
-        """(epoch, phase) changes of the instance `inst_test`."""
+        """(epoch, phase) changes of the instance `INSTANCE`."""
         self.beats = 0
         self.generation = 0
         self.pages: dict[str, LogPage] = {}
@@ -89,7 +89,7 @@ class FakeServer:
         self.observed = {instance.instance_id: instance for instance in instances}
         for instance in instances:
             now = (instance.epoch, instance.phase)
-            if instance.instance_id == "inst_test" and now not in self.history[-1:]:
+            if instance.instance_id == INSTANCE and now not in self.history[-1:]:
                 self.history.append(now)
 
     def want(
@@ -104,11 +104,11 @@ class FakeServer:
         gateways = (f"unix:{self.layout.gateway_socket}",)
         self.link.send(Wanted(self.generation, list(instances), gateways, notices or {}, killed))
 
-    async def lines(self, instance_id: str = "inst_test", **query: Any) -> list[LogLine]:
+    async def lines(self, instance_id: str = INSTANCE, **query: Any) -> list[LogLine]:
         """A page of an instance's log."""
         return (await self.page(instance_id, **query)).lines
 
-    async def page(self, instance_id: str = "inst_test", **query: Any) -> LogPage:
+    async def page(self, instance_id: str = INSTANCE, **query: Any) -> LogPage:
         assert self.link is not None
         request_id = os.urandom(6).hex()
         self.link.send(LogQuery(request_id, instance_id, **query))
@@ -123,7 +123,7 @@ class FakeServer:
     def printed(self, exec_id: str, stream: int = 1) -> bytes:
         return bytes(self.output.get(exec_id, {}).get(stream, b""))
 
-    async def phase(self, phase: str, instance_id: str = "inst_test", epoch: int = 1) -> ObservedInstance:
+    async def phase(self, phase: str, instance_id: str = INSTANCE, epoch: int = 1) -> ObservedInstance:
         """The instance, once it is in this phase."""
 
         def found() -> ObservedInstance | None:
@@ -189,7 +189,7 @@ class Node:
     def log(self) -> str:
         return (self.layout.data / "agent.log").read_text()
 
-    def running(self, instance_id: str = "inst_test") -> records.Running:
+    def running(self, instance_id: str = INSTANCE) -> records.Running:
         found = records.read_running(self.layout.instances / instance_id)
         assert found is not None
         return found

@@ -12,7 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from node_instances import eventually, instance_spec
+from node_instances import INSTANCE, eventually, inst, instance_spec
 from node_stage import Node, on_a_node
 
 from nanopod.model.endpoint import EndpointSpec, FunctionSpec
@@ -45,14 +45,14 @@ def test_from_wanted_to_serving_to_gone(root: Path) -> None:
         assert seen.failure is None
         phases = [phase for _, phase in node.server.history]
         assert phases == [p for p in ("queued", "preparing", "starting", "loading", "stopping", "ended") if p in phases]
-        directory = node.layout.instances / "inst_test"
+        directory = node.layout.instances / INSTANCE
         await eventually(
             lambda: {p.name for p in directory.iterdir()} == {files.LOG, files.JOURNAL, files.EXIT}, 3, "it is cleaned"
         )
         # The same epoch does not come back.
         node.server.want(instance_spec(node.app()))
         await asyncio.sleep(0.5)
-        assert node.server.observed["inst_test"].phase == "ended"
+        assert node.server.observed[INSTANCE].phase == "ended"
         assert len(node.gateway.workers) == 1
         await eventually(lambda: node.server.beats >= 1, 10)
 
@@ -69,7 +69,7 @@ def test_kill_9_of_the_agent_loses_no_instance(root: Path) -> None:
         hello = node.server.hellos[-1]
         assert hello.machine_id == machine
         assert [(seen.instance_id, seen.phase, seen.pid) for seen in hello.instances] == [
-            ("inst_test", "loading", running.pid)
+            (INSTANCE, "loading", running.pid)
         ]
         assert await worker.run("square", 3) == 9, "it served all the while"
         node.server.want(instance_spec(node.app()))
@@ -84,36 +84,36 @@ def test_kill_9_of_the_agent_loses_no_instance(root: Path) -> None:
 
 def test_what_died_while_no_agent_looked_is_reported(root: Path) -> None:
     async def story(node: Node) -> None:
-        specs = [instance_spec(node.app(), f"inst_{number}") for number in range(3)]
+        specs = [instance_spec(node.app(), inst(number)) for number in range(3)]
         node.server.want(*specs)
         await node.gateway.ready(3)
         for number in range(3):
-            await node.server.phase("loading", f"inst_{number}")
+            await node.server.phase("loading", inst(number))
         assert node.agent is not None
         node.agent.kill()
         node.agent.wait(5)
-        shim = node.running("inst_0").pid
-        worker = procs.children_of(node.running("inst_1").pid)[0]
+        shim = node.running(inst(0)).pid
+        worker = procs.children_of(node.running(inst(1)).pid)[0]
         os.kill(shim, signal.SIGKILL)
         os.kill(worker, signal.SIGKILL)
         await eventually(lambda: procs.start_time(shim) is None)
-        await eventually(lambda: records.read_verdict(node.layout.instances / "inst_1") is not None)
+        await eventually(lambda: records.read_verdict(node.layout.instances / inst(1)) is not None)
         count = len(node.server.hellos)
         node.start_agent()
         await eventually(lambda: len(node.server.hellos) > count)
         seen = {instance.instance_id: instance for instance in node.server.hellos[-1].instances}
         assert {name: instance.phase for name, instance in seen.items()} == {
-            "inst_0": "failed", "inst_1": "failed", "inst_2": "loading",
+            inst(0): "failed", inst(1): "failed", inst(2): "loading",
         }  # fmt: skip
-        for name in ("inst_0", "inst_1"):
+        for name in (inst(0), inst(1)):
             failure = seen[name].failure
             assert failure is not None
             assert not failure.user_fault
             assert not procs.members(0, launch.mark_of(name))
         # A newer epoch of a dead one starts; the same epoch does not.
-        node.server.want(specs[0], instance_spec(node.app(), "inst_1", epoch=2), specs[2])
-        await node.server.phase("loading", "inst_1", 2)
-        assert node.server.observed["inst_0"].phase == "failed"
+        node.server.want(specs[0], instance_spec(node.app(), inst(1), epoch=2), specs[2])
+        await node.server.phase("loading", inst(1), 2)
+        assert node.server.observed[inst(0)].phase == "failed"
 
     on_a_node(root, story)
 
@@ -142,8 +142,8 @@ def test_a_newer_epoch_replaces_and_never_overlaps(root: Path) -> None:
         node.server.generation = 10
         node.server.want(instance_spec(app, epoch=2))
         await asyncio.sleep(0.5)
-        assert node.server.observed["inst_test"].epoch == 3
-        assert node.server.observed["inst_test"].phase == "loading"
+        assert node.server.observed[INSTANCE].epoch == 3
+        assert node.server.observed[INSTANCE].phase == "loading"
         node.server.want()
         await node.server.phase("ended", epoch=3)
         assert (root / "notes").read_text().split() == ["begin", "end"] * 3
@@ -223,12 +223,12 @@ def test_what_cannot_be_prepared_is_told_with_its_stage(root: Path) -> None:
     async def story(node: Node) -> None:
         missing = EndpointSpec("test", bundle="0" * 64, functions=(FunctionSpec("square"),))
         cases = {
-            "inst_evil": (node.app(data=evil_bundle()), "bundle", "leads out", True),
-            "inst_nothing": (missing, "bundle", "is not here", False),
-            "inst_apt": (node.app(apt_get=("cowsay",)), "environment", "NANOPOD_ALLOW_APT", True),
-            "inst_run": (node.app(runs=("echo to the log; exit 7",)), "environment", "exit status 7", True),
-            "inst_argv": (node.app(runs=(("no-such-program", "x"),)), "environment", "no-such-program", True),
-            "inst_venv": (node.app(python="/no/such/env"), "environment", "/no/such/env", True),
+            inst("evil"): (node.app(data=evil_bundle()), "bundle", "leads out", True),
+            inst("nothing"): (missing, "bundle", "is not here", False),
+            inst("apt"): (node.app(apt_get=("cowsay",)), "environment", "NANOPOD_ALLOW_APT", True),
+            inst("run"): (node.app(runs=("echo to the log; exit 7",)), "environment", "exit status 7", True),
+            inst("argv"): (node.app(runs=(("no-such-program", "x"),)), "environment", "no-such-program", True),
+            inst("venv"): (node.app(python="/no/such/env"), "environment", "/no/such/env", True),
         }
         node.server.want(*(instance_spec(app, name) for name, (app, *_) in cases.items()))
         for name, (_, stage, text, user_fault) in cases.items():
@@ -236,7 +236,7 @@ def test_what_cannot_be_prepared_is_told_with_its_stage(root: Path) -> None:
             assert seen.failure is not None
             assert (seen.failure.stage, seen.failure.user_fault) == (stage, user_fault), name
             assert text in seen.failure.message + seen.failure.log_tail, name
-        assert "to the log" in node.server.observed["inst_run"].failure.log_tail  # type: ignore[union-attr]
+        assert "to the log" in node.server.observed[inst("run")].failure.log_tail  # type: ignore[union-attr]
         assert not (root / "escaped").exists()
         assert not list(root.rglob("escaped"))
         assert not node.gateway.workers
@@ -262,7 +262,7 @@ def test_variables_commands_and_copies_reach_the_worker(root: Path) -> None:
         worker = await node.gateway.ready()
         colour, made, directory, secrets = await worker.run("square", 1)
         assert (colour, made, secrets) == ("teal", "by argv\nteal\n", [])
-        assert Path(directory) == node.layout.instances / "inst_test" / "app"
+        assert Path(directory) == node.layout.instances / INSTANCE / "app"
         assert (Path(directory) / "data" / "c.json").is_file()
 
     on_a_node(root, story)
@@ -286,7 +286,7 @@ def test_packages_get_an_environment_of_their_own_built_once(root: Path) -> None
 
     async def story(node: Node) -> None:
         app = node.app(code, pip_install=(str(wheel(root)),))
-        node.server.want(instance_spec(app, "inst_a"), instance_spec(app, "inst_b"))
+        node.server.want(instance_spec(app, inst("a")), instance_spec(app, inst("b")))
         workers = [await node.gateway.ready(1, 60), await node.gateway.ready(2, 60)]
         answers = [await worker.run("square", 1) for worker in workers]
         assert answers[0] == answers[1]
@@ -295,13 +295,13 @@ def test_packages_get_an_environment_of_their_own_built_once(root: Path) -> None
         assert Path(prefix).parent == node.layout.environments
         built = [path for path in node.layout.environments.iterdir() if path.is_dir()]
         assert len(built) == 1
-        logs = [(node.layout.instances / name / files.LOG).read_text() for name in ("inst_a", "inst_b")]
+        logs = [(node.layout.instances / name / files.LOG).read_text() for name in (inst("a"), inst("b"))]
         assert sum("built in" in log for log in logs) == 1
         # What cannot be installed leaves nothing half built, and shows what pip said.
         broken = root / "broken-1.0-py3-none-any.whl"
         broken.write_bytes(b"no wheel")
-        node.server.want(instance_spec(node.app(code, pip_install=(str(broken),)), "inst_c"))
-        seen = await node.server.phase("failed", "inst_c")
+        node.server.want(instance_spec(node.app(code, pip_install=(str(broken),)), inst("c")))
+        seen = await node.server.phase("failed", inst("c"))
         assert seen.failure is not None
         assert seen.failure.stage == "environment"
         assert "broken" in seen.failure.log_tail
@@ -321,7 +321,7 @@ def test_local_mode_installs_nothing_and_says_so(root: Path) -> None:
         node.server.want(instance_spec(app))
         worker = await node.gateway.ready()
         assert await worker.run("square", 2) == 4
-        log = (node.layout.instances / "inst_test" / files.LOG).read_text()
+        log = (node.layout.instances / INSTANCE / files.LOG).read_text()
         assert "not installed or run: no-such-package-at-all, cowsay, exit 1" in log
 
     on_a_node(root, story)
@@ -330,7 +330,7 @@ def test_local_mode_installs_nothing_and_says_so(root: Path) -> None:
 def test_many_starts_at_once_are_bounded_and_all_arrive(root: Path) -> None:
     async def story(node: Node) -> None:
         app = node.app()
-        node.server.want(*(instance_spec(app, f"inst_{number}") for number in range(8)))
+        node.server.want(*(instance_spec(app, inst(number)) for number in range(8)))
         most = 0
 
         def busy() -> bool:
@@ -396,7 +396,7 @@ def test_two_agents_do_not_share_a_directory(root: Path) -> None:
 def test_an_agent_killed_at_any_moment_of_a_start_leaves_one_worker(root: Path) -> None:
     async def story(node: Node) -> None:
         for number, delay_s in enumerate((0.0, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)):
-            name = f"inst_{number}"
+            name = inst(number)
             spec = instance_spec(node.app(), name)
             node.server.want(spec)
             await asyncio.sleep(delay_s)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_gateway import FakeGateway, Worker
-from node_instances import Instance, eventually, function_app, instance_spec
+from node_instances import INSTANCE, Instance, eventually, function_app, instance_spec
 from node_stage import Node, on_a_node
 
 from nanopod.model import calls
@@ -48,10 +48,6 @@ def broken(notice): raise OSError("no disk for this")
 )
 
 
-OWN = f"inst_{os.getpid()}"
-"""What is left of an instance is found, and killed, by its id: tests that run side by side must not share it."""
-
-
 def run(work: Coroutine[Any, Any, None]) -> None:
     async def limited() -> None:
         async with asyncio.timeout(90):
@@ -67,7 +63,7 @@ def announce(instance: Instance, in_s: float, reason: str = "price") -> None:
 
 def started(root: Path, gateway: FakeGateway, code: str, **fields: Any) -> Instance:
     app = fields.pop("app", function_app())
-    fields.setdefault("instance_id", OWN)
+    fields.setdefault("instance_id", INSTANCE)
     return Instance(root, gateway.path, app, code, env={"NOTES": str(root / "notes")}, **fields)
 
 
@@ -232,7 +228,7 @@ def test_what_a_worker_kept_is_restored_by_the_next_one_of_the_same_code(root: P
             for number, (code, told) in enumerate(lives, 1):
                 (root / "notes").unlink(missing_ok=True)
                 app = function_app(fingerprints=Fingerprints(code, "image"))
-                with started(root, gateway, SNAPSHOT, app=app, instance_id=f"{OWN}_{number}") as instance:
+                with started(root, gateway, SNAPSHOT, app=app, instance_id=f"{INSTANCE}_{number}") as instance:
                     worker = await gateway.ready(number)
                     data = await worker.run("ask")
                     assert data == ("weights again" if told[0] == "restored" else "weights")
@@ -377,18 +373,18 @@ def test_an_agent_passes_on_what_the_server_announces(root: Path) -> None:
     async def story(node: Node) -> None:
         path = root / "notes"
         code = ENDING.replace('os.environ["NOTES"]', repr(str(path))) + "@app.remote()\ndef square(x): return x\n"
-        spec = instance_spec(node.app(code), OWN, grace_s=4.0)
+        spec = instance_spec(node.app(code), INSTANCE, grace_s=4.0)
         node.server.want(spec)
         worker = await node.gateway.ready()
-        node.server.want(spec, notices={OWN: ShutdownNotice(int(time.time()) + 600, "sold")})
+        node.server.want(spec, notices={INSTANCE: ShutdownNotice(int(time.time()) + 600, "sold")})
         await eventually(lambda: any(line.startswith("told sold") for line in notes(root)))
         assert await worker.run("slow", 0) == "slow"
-        node.server.want(spec, notices={OWN: ShutdownNotice(int(time.time()) + 3, "sold")})
+        node.server.want(spec, notices={INSTANCE: ShutdownNotice(int(time.time()) + 3, "sold")})
         await worker.until(lambda w: w.states[-1]["draining"])
         await eventually(lambda: notes(root)[-1] == "left")
-        assert node.server.observed[OWN].phase == "loading", "it runs until its time is over"
-        node.server.want(killed=(OWN,))
-        await node.server.phase("ended", OWN)
+        assert node.server.observed[INSTANCE].phase == "loading", "it runs until its time is over"
+        node.server.want(killed=(INSTANCE,))
+        await node.server.phase("ended", INSTANCE)
         assert notes(root).count("left") == 1
 
     on_a_node(root, story)

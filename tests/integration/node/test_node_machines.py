@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_instances import eventually, instance_spec
+from node_instances import INSTANCE, eventually, inst, instance_spec
 from node_stage import Node, on_a_node
 
 from nanopod.model.endpoint import EndpointSpec, InstanceSpec
@@ -25,7 +25,7 @@ from nanopod.node import files, procs, records
 pytestmark = pytest.mark.integration
 
 
-def machine(script: str = "", instance_id: str = "inst_test", **fields: Any) -> InstanceSpec:
+def machine(script: str = "", instance_id: str = INSTANCE, **fields: Any) -> InstanceSpec:
     """A machine that runs `script`."""
     app = EndpointSpec("web-1", kind="machine")
     text = base64.b64encode(script.encode()).decode()
@@ -46,7 +46,7 @@ def image_of(node: Node, members: list[tuple[tarfile.TarInfo, bytes]], mode: str
     return digest
 
 
-def home(node: Node, instance_id: str = "inst_test") -> Path:
+def home(node: Node, instance_id: str = INSTANCE) -> Path:
     return node.layout.instances / instance_id / files.HOME
 
 
@@ -76,7 +76,7 @@ trap 'echo asked; exit 0' TERM
         lines = await node.server.lines()
         assert [line.seq for line in lines] == list(range(1, len(lines) + 1))
         found = {(line.stream, line.data.decode()) for line in lines}
-        assert (1, f"hello from web-1 inst_test in {home(node)}\n") in found
+        assert (1, f"hello from web-1 {INSTANCE} in {home(node)}\n") in found
         assert (2, "oops\n") in found
         assert all(abs(line.at - time.time()) < 10 and line.monotonic_ns > 0 for line in lines)
         assert "hello from web-1" in (home(node).parent / files.LOG).read_text(), "the plain log goes on"
@@ -91,17 +91,17 @@ trap 'echo asked; exit 0' TERM
 
 def test_a_script_that_fails_leaves_its_machine_running(root: Path) -> None:
     async def story(node: Node) -> None:
-        node.server.want(machine("#!/bin/sh\necho trying\nexit 3\n"), machine("#!/no/such/thing\n", "inst_b"))
-        await eventually(lambda: "inst_test" in node.server.observed and node.server.observed["inst_test"].reason, 10)
-        seen = node.server.observed["inst_test"]
+        node.server.want(machine("#!/bin/sh\necho trying\nexit 3\n"), machine("#!/no/such/thing\n", inst("b")))
+        await eventually(lambda: INSTANCE in node.server.observed and node.server.observed[INSTANCE].reason, 10)
+        seen = node.server.observed[INSTANCE]
         assert (seen.phase, seen.reason) == ("ready", "start-up script exited 3")
         assert "trying\nstart-up script exited 3\n" in await text_of(node)
-        await eventually(lambda: node.server.observed["inst_b"].reason, 10)
-        assert node.server.observed["inst_b"].reason == "start-up script exited 127"
+        await eventually(lambda: node.server.observed[inst("b")].reason, 10)
+        assert node.server.observed[inst("b")].reason == "start-up script exited 127"
         assert "/no/such/thing" not in node.log
         # A later agent knows it as well.
         await node.restart_agent()
-        (again,) = [seen for seen in node.server.hellos[-1].instances if seen.instance_id == "inst_test"]
+        (again,) = [seen for seen in node.server.hellos[-1].instances if seen.instance_id == INSTANCE]
         assert (again.phase, again.reason, again.pid) == ("ready", "start-up script exited 3", seen.pid)
 
     on_a_node(root, story)
@@ -134,7 +134,7 @@ ssh_authorized_keys: [ssh-ed25519 AAAA me]
         assert (home(node) / "etc/app.conf").stat().st_mode & 0o777 == 0o600
         assert (home(node) / ".ssh/authorized_keys").read_text() == "ssh-ed25519 AAAA me\n"
         assert (home(node).parent / files.IMAGE / "etc/motd").read_text() == "inside"
-        assert node.server.observed["inst_test"].reason == ""
+        assert node.server.observed[INSTANCE].reason == ""
 
     on_a_node(root, story)
 
@@ -170,19 +170,19 @@ def test_an_image_is_checked_unpacked_and_kept_inside(root: Path) -> None:
         script = '#!/bin/sh\ncat "$NANOPOD_IMAGE_DIR/lib/x"; echo; readlink "$NANOPOD_IMAGE_DIR/lib"\n'
         node.server.want(
             machine(script, image_sha256=good),
-            machine(script, "inst_evil", image_sha256=evil),
-            machine(script, "inst_damaged", image_sha256=damaged),
-            machine(script, "inst_none", image_sha256="0" * 64),
+            machine(script, inst("evil"), image_sha256=evil),
+            machine(script, inst("damaged"), image_sha256=damaged),
+            machine(script, inst("none"), image_sha256="0" * 64),
         )
         await node.server.phase("ready")
         await eventually(lambda: "usr/lib" in (home(node).parent / files.LOG).read_text(), 15)
         assert await text_of(node) == "data\nusr/lib\n"
         faults = {}
-        for name in ("inst_evil", "inst_damaged", "inst_none"):
+        for name in (inst("evil"), inst("damaged"), inst("none")):
             seen = await node.server.phase("failed", name)
             assert seen.failure is not None
             faults[name] = (seen.failure.user_fault, "image" in seen.failure.message)
-        assert faults == {"inst_evil": (True, True), "inst_damaged": (False, True), "inst_none": (False, True)}
+        assert faults == {inst("evil"): (True, True), inst("damaged"): (False, True), inst("none"): (False, True)}
         assert not list(root.rglob("evil"))
 
     on_a_node(root, story)
@@ -204,7 +204,7 @@ def test_logs_are_paged_by_number_and_time_and_go_on_after_a_restart(root: Path)
         assert [line.seq for line in middle] == [10, 11, 12]
         assert [line.data for line in await node.server.lines(since=later[-1].at)] == [b" end\n"]
         assert len(await node.server.lines(until=later[1].at, limit=9999)) == 2500
-        assert "no log" in (await node.server.page("inst_unknown")).error
+        assert "no log" in (await node.server.page(inst("unknown"))).error
         assert "not an id" in (await node.server.page("../x")).error
         # A new epoch goes on counting.
         node.server.want(machine("#!/bin/sh\necho again\n", epoch=2))
@@ -227,7 +227,7 @@ def test_commands_with_pipes(root: Path) -> None:
         link = node.server.link
         assert link is not None
         script = 'echo "$A in $PWD"; echo err >&2; cat; echo done; exit 7'
-        link.send(ExecStart("exec_1", "inst_test", ("sh", "-c", script), {"A": "b"}))
+        link.send(ExecStart("exec_1", INSTANCE, ("sh", "-c", script), {"A": "b"}))
         link.send(ExecInput("exec_1", b"some input\n"))
         link.send(ExecInput("exec_1", b"more\n", eof=True))
         ended = await node.server.exit("exec_1")
@@ -235,24 +235,24 @@ def test_commands_with_pipes(root: Path) -> None:
         assert node.server.printed("exec_1").decode() == f"b in {home(node)}\nsome input\nmore\ndone\n"
         assert node.server.printed("exec_1", 2) == b"err\n"
         # A lot of output arrives whole and in order.
-        link.send(ExecStart("exec_2", "inst_test", ("seq", "1", "300000")))
+        link.send(ExecStart("exec_2", INSTANCE, ("seq", "1", "300000")))
         assert (await node.server.exit("exec_2", 20)).exit_code == 0
         assert node.server.printed("exec_2") == b"".join(b"%d\n" % number for number in range(1, 300_001))
         # What cannot be run says so.
-        link.send(ExecStart("exec_3", "inst_test", ("/no/such/program",)))
+        link.send(ExecStart("exec_3", INSTANCE, ("/no/such/program",)))
         failed = await node.server.exit("exec_3")
         assert "No such file" in failed.error
-        link.send(ExecStart("exec_4", "inst_test", ("true",), cwd="nowhere"))
+        link.send(ExecStart("exec_4", INSTANCE, ("true",), cwd="nowhere"))
         assert "nowhere" in (await node.server.exit("exec_4")).error
-        link.send(ExecStart("exec_5", "inst_other", ("true",)))
+        link.send(ExecStart("exec_5", inst("other"), ("true",)))
         assert "does not run" in (await node.server.exit("exec_5")).error
         # Signals, and the kill of everything a command started.
-        link.send(ExecStart("exec_6", "inst_test", ("sh", "-c", "trap 'exit 9' TERM; echo up; sleep 100 & wait")))
+        link.send(ExecStart("exec_6", INSTANCE, ("sh", "-c", "trap 'exit 9' TERM; echo up; sleep 100 & wait")))
         await eventually(lambda: node.server.printed("exec_6"), 15)
         link.send(ExecInput("exec_6", signal=int(signal.SIGTERM)))
         assert (await node.server.exit("exec_6")).exit_code == 9
         before = len(procs.descendants(node.running().pid))
-        link.send(ExecStart("exec_7", "inst_test", ("sh", "-c", "setsid sleep 100 & echo up; sleep 100")))
+        link.send(ExecStart("exec_7", INSTANCE, ("sh", "-c", "setsid sleep 100 & echo up; sleep 100")))
         await eventually(lambda: node.server.printed("exec_7"), 15)
         link.send(ExecInput("exec_7", signal=9))
         assert (await node.server.exit("exec_7")).exit_code == 137
@@ -267,7 +267,7 @@ def test_commands_on_a_terminal(root: Path) -> None:
         await node.server.phase("ready")
         link = node.server.link
         assert link is not None
-        link.send(ExecStart("exec_1", "inst_test", ("sh",), {"PS1": "> "}, "", True, 40, 100))
+        link.send(ExecStart("exec_1", INSTANCE, ("sh",), {"PS1": "> "}, "", True, 40, 100))
         link.send(ExecInput("exec_1", b"stty size; tty; echo $TERM\n"))
         await eventually(lambda: b"xterm-256color" in node.server.printed("exec_1"), 15)
         printed = node.server.printed("exec_1")
@@ -286,30 +286,30 @@ def test_commands_on_a_terminal(root: Path) -> None:
 
 def test_commands_end_by_time_with_their_instance_and_with_the_agent(root: Path) -> None:
     async def story(node: Node) -> None:
-        node.server.want(machine(), machine("", "inst_b"))
+        node.server.want(machine(), machine("", inst("b")))
         await node.server.phase("ready")
-        await node.server.phase("ready", "inst_b")
+        await node.server.phase("ready", inst("b"))
         link = node.server.link
         assert link is not None
         before = len(procs.descendants(node.running().pid))
         began = time.monotonic()
-        link.send(ExecStart("exec_1", "inst_test", ("sh", "-c", "sleep 100 & sleep 100"), timeout_s=0.5))
+        link.send(ExecStart("exec_1", INSTANCE, ("sh", "-c", "sleep 100 & sleep 100"), timeout_s=0.5))
         ended = await node.server.exit("exec_1")
         assert (ended.exit_code, time.monotonic() - began < 3) == (124, True)
         assert b"timeout_s" in node.server.printed("exec_1", 2)
         assert len(procs.descendants(node.running().pid)) == before
         # At most so many at once.
         for number in range(33):
-            link.send(ExecStart(f"exec_b{number}", "inst_b", ("sleep", "100")))
+            link.send(ExecStart(f"exec_b{number}", inst("b"), ("sleep", "100")))
         await eventually(lambda: node.server.exits.keys() & {f"exec_b{n}" for n in range(33)}, 5, "one is refused")
         refused = [exit for name, exit in node.server.exits.items() if name.startswith("exec_b")]
         assert ["at most 32" in exit.error for exit in refused] == [True]
         node.server.want(machine())
-        await node.server.phase("ended", "inst_b")
+        await node.server.phase("ended", inst("b"))
         for number in range(32):
             await node.server.exit(f"exec_b{number}")
         # The agent is killed: the machine stays, the command does not.
-        link.send(ExecStart("exec_c", "inst_test", ("sh", "-c", "echo up; sleep 100")))
+        link.send(ExecStart("exec_c", INSTANCE, ("sh", "-c", "echo up; sleep 100")))
         await eventually(lambda: node.server.printed("exec_c"), 15)
         shim = node.running().pid
         await node.restart_agent()
@@ -331,7 +331,7 @@ def test_a_hook_that_comes_after_its_notice_is_run_once(root: Path) -> None:
 
     async def story(node: Node) -> None:
         at = int(time.time()) + 300
-        notices = {"inst_test": ShutdownNotice(at, "schedule")}
+        notices = {INSTANCE: ShutdownNotice(at, "schedule")}
         node.server.want(machine(script), notices=notices)
         await node.server.phase("ready")
         await eventually(lambda: f"hook {at}\n" in (home(node).parent / files.LOG).read_text(), 15)
@@ -362,7 +362,7 @@ def test_the_end_that_is_near_is_told_inside(root: Path) -> None:
             "HTTP/1.1 200 OK", {"at": None, "lead_s": None, "reason": None}
         )  # fmt: skip
         at = int(time.time()) + 300
-        notices = {"inst_test": ShutdownNotice(at, "price")}
+        notices = {INSTANCE: ShutdownNotice(at, "price")}
         node.server.want(machine(HOOKED), notices=notices)
         told = await eventually(lambda: json.loads((directory / files.SHUTDOWN).read_bytes()), 15)
         assert (told["at"], told["reason"]) == (at, "price")
@@ -370,7 +370,7 @@ def test_the_end_that_is_near_is_told_inside(root: Path) -> None:
         await eventually(lambda: "hook price" in (directory / files.LOG).read_text(), 15)
         assert f'hook price {{"at":{at}' in await text_of(node)
         _, facts = await get(directory / files.METADATA, "/v1/instance")
-        assert (facts["id"], facts["name"], facts["shutdown"]["at"]) == ("inst_test", "web-1", at)
+        assert (facts["id"], facts["name"], facts["shutdown"]["at"]) == (INSTANCE, "web-1", at)
         assert "secret" not in json.dumps(facts)
         # Said again it changes nothing, by another agent neither.
         node.server.want(machine(HOOKED), notices=notices)
@@ -383,7 +383,7 @@ def test_the_end_that_is_near_is_told_inside(root: Path) -> None:
         # Taken back, and announced anew.
         node.server.want(machine(HOOKED))
         await eventually(lambda: not (directory / files.SHUTDOWN).exists(), 15)
-        node.server.want(machine(HOOKED), notices={"inst_test": ShutdownNotice(at + 60, "sold")})
+        node.server.want(machine(HOOKED), notices={INSTANCE: ShutdownNotice(at + 60, "sold")})
         await eventually(lambda: "hook sold" in (directory / files.LOG).read_text(), 15)
 
     on_a_node(root, story)
@@ -396,19 +396,19 @@ def test_workers_are_told_too_and_take_commands(root: Path) -> None:
         worker = await node.gateway.ready()
         path = await worker.run("square", 1)
         await node.server.phase("loading")
-        node.server.want(spec, notices={"inst_test": ShutdownNotice(int(time.time()) + 100, "schedule")})
+        node.server.want(spec, notices={INSTANCE: ShutdownNotice(int(time.time()) + 100, "schedule")})
         await eventually(lambda: json.loads(Path(path).read_bytes())["reason"] == "schedule", 15)
         link = node.server.link
         assert link is not None
-        link.send(ExecStart("exec_1", "inst_test", ("sh", "-c", "ls; echo $NANOPOD_INSTANCE")))
+        link.send(ExecStart("exec_1", INSTANCE, ("sh", "-c", "ls; echo $NANOPOD_INSTANCE")))
         assert (await node.server.exit("exec_1")).exit_code == 0
         assert b"deployment.py" in node.server.printed("exec_1")
-        assert b"inst_test" in node.server.printed("exec_1")
+        assert INSTANCE.encode() in node.server.printed("exec_1")
         # What is run before the worker starts is in its log as well.
-        other = instance_spec(node.app(runs=("echo prepared",)), "inst_b")
+        other = instance_spec(node.app(runs=("echo prepared",)), inst("b"))
         node.server.want(spec, other)
-        await node.server.phase("loading", "inst_b")
-        assert b"prepared\n" in [line.data for line in await node.server.lines("inst_b")]
+        await node.server.phase("loading", inst("b"))
+        assert b"prepared\n" in [line.data for line in await node.server.lines(inst("b"))]
 
     on_a_node(root, story)
 
@@ -423,7 +423,7 @@ def test_killed_means_at_once(root: Path) -> None:
         await eventually(lambda: len(procs.descendants(node.running().pid)) >= 4, 15)
         left = [node.running().pid, *procs.descendants(node.running().pid)]
         began = time.monotonic()
-        node.server.want(stubborn, killed=("inst_test",))
+        node.server.want(stubborn, killed=(INSTANCE,))
         ended = await node.server.phase("ended")
         assert time.monotonic() - began < 2
         assert ended.reason == "its time is over"
@@ -437,7 +437,7 @@ def test_killed_while_it_starts(root: Path) -> None:
     async def story(node: Node) -> None:
         spec = machine("#!/bin/sh\ntrap '' TERM\nwhile true; do sleep 1; done\n", grace_s=30.0)
         for number in range(8):
-            name = f"inst_{number}"
+            name = inst(number)
             spec = machine("#!/bin/sh\ntrap '' TERM\nwhile true; do sleep 1; done\n", name, grace_s=30.0)
             node.server.want(spec)
             await asyncio.sleep(0.01 * number)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from node_instances import eventually, instance_spec
+from node_instances import INSTANCE, eventually, inst, instance_spec
 from node_stage import Node, on_a_node
 
 from nanopod.model.endpoint import EndpointSpec
@@ -69,18 +69,18 @@ def test_people_come_in_by_the_keys_of_the_instance(root: Path) -> None:
     async def story(node: Node) -> None:
         facts = node.server.hellos[0].inventory["ssh"]
         assert facts["hostname"] == "127.0.0.1"
-        node.server.want(spec, instance_spec(app, "inst_shut", name="shut"))
+        node.server.want(spec, instance_spec(app, inst("shut"), name="shut"))
         await node.server.phase("ready")
-        await node.server.phase("ready", "inst_shut")
+        await node.server.phase("ready", inst("shut"))
         client = Client(root, facts, mine)
         code, out, err = await client.run(
             "web-1", "echo $NANOPOD_INSTANCE_ID; pwd; cat; echo no >&2; exit 5", data=b"in\n"
         )
         assert (code, err) == (5, b"no\n")
-        home = node.layout.instances / "inst_test" / "home"
-        assert out.decode() == f"inst_test\n{home}\nin\n"
+        home = node.layout.instances / INSTANCE / "home"
+        assert out.decode() == f"{INSTANCE}\n{home}\nin\n"
         # By id, with much input, and with a terminal.
-        code, out, _ = await client.run("inst_test", "sha256sum", data=b"x" * 20_000_000)
+        code, out, _ = await client.run(INSTANCE, "sha256sum", data=b"x" * 20_000_000)
         assert (code, len(out)) == (0, 68)
         _, out, _ = await client.run("web-1", "tty; exit 0", options=("-tt",))
         assert b"/dev/pts/" in out

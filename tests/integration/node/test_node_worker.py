@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from fake_gateway import FakeGateway, Worker
-from node_instances import Instance, eventually, function_app
+from node_instances import INSTANCE, Instance, eventually, function_app
 
 from nanopod.model import calls, frames
 from nanopod.model.errors import Cancelled, NotFound, SerializationError, WorkerLost
@@ -344,17 +344,17 @@ def test_a_blocked_function_does_not_look_like_death(root: Path) -> None:
 def test_dialling_goes_on_through_refusal_and_silence(root: Path) -> None:
     async def story() -> None:
         async with FakeGateway(root / "gw", ping_s=0.2) as gateway:
-            gateway.status["inst_test"] = 403
+            gateway.status[INSTANCE] = 403
             with Instance(root, gateway.path, APP, CODE) as instance:
                 await eventually(lambda: len(gateway.dials) >= 3)
-                gateway.status["inst_test"] = 101
+                gateway.status[INSTANCE] = 101
                 worker = await gateway.ready()
                 gateway.answers_pings = False
                 await asyncio.wait_for(worker.closed.wait(), 5)
                 gateway.answers_pings = True
                 await gateway.ready(2)
                 # A newer epoch is known: this one ends by itself, as fenced.
-                gateway.status["inst_test"] = 410
+                gateway.status[INSTANCE] = 410
                 gateway.workers[-1].close()
                 verdict = await instance.verdict()
                 assert verdict.exit_code == records.EXIT_FENCED
@@ -746,7 +746,7 @@ def test_a_fenced_worker_does_not_finish_first(root: Path) -> None:
                 worker = await gateway.ready()
                 _, answer = worker.call("wait", 25)
                 await answer.until(lambda a: a.started)
-                gateway.status["inst_test"] = 410
+                gateway.status[INSTANCE] = 410
                 worker.close()
                 verdict = await instance.verdict(5)
                 assert verdict.exit_code == records.EXIT_FENCED

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.cloud import free_port
 from marketplace import DELTA, LIMIT, Marketplace, frames, opened
 
 pytestmark = pytest.mark.integration
@@ -25,9 +26,7 @@ READY_S_MAX = 20.0
 @contextlib.contextmanager
 def front_door(market: Marketplace, log: Path) -> Iterator[int]:
     """A gateway process on a free port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         *(sys.executable, "-m", "nanopod.gateway", "--data-dir", str(market.server.layout.data)),
         *("--listen", f"127.0.0.1:{port}"),

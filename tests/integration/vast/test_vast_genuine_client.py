@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import time
 import urllib.error
@@ -11,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from bench.cloud import free_port
 
 APPS = Path(__file__).parent / "apps"
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -137,12 +137,6 @@ def test_the_key_is_in_no_log(cloud) -> None:
 def test_what_is_not_there_is_said(cloud, method: str, path: str, status: int) -> None:
     found, body = send(cloud, path, {"endpoint": "none such", "auth_data": {}} if method == "POST" else None)
     assert found == status, body
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 def send(cloud, path: str, body: object = None) -> tuple[int, object]:

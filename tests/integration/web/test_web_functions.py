@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from typing import Any
 
 import aiohttp
@@ -201,3 +202,23 @@ def test_a_caller_who_leaves_cancels_the_function(web: WebStage) -> None:
         until(lambda: web.noted("hold left"), 20.0, "the start")
     until(lambda: web.noted("cancelled left"), 20.0, "the cancellation")
     until(lambda: any(r.function == "hold" and r.status == 499 for r in web.control.records), 20.0, "its record")
+
+
+@pytest.mark.parametrize("path", ["/climb", "/climb-sync", "/climb-batch"])
+def test_a_function_that_calls_itself_does_not_wait_for_itself(web: WebStage, path: str) -> None:
+    """Its place is lent while it waits: one is enough, also for several callers."""
+    answers: list[bytes] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(ask(web, "POST", path, body={"n": 3})[2])) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert answers == [b"3"] * 3
+    assert ask(web, "POST", path, body={"n": 1})[2] == b"1", "the places are there again"
+
+
+def test_events_may_come_from_calls(web: WebStage) -> None:
+    text = ask(web, "GET", "/climbed?n=3")[2].decode()
+    assert [line for line in text.splitlines() if line.startswith("data: ")][:3] == ["data: 0", "data: 1", "data: 2"]

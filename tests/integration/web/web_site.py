@@ -147,6 +147,28 @@ async def batch(x: list[int]) -> list[int]:
     return [value * 10 for value in x]
 
 
+@app.remote(web="POST /climb", auth="public")
+async def climb(n: int) -> int:
+    """Calls itself through the fleet."""
+    return 1 + int(await climb.remote.aio(n - 1)) if n else 0
+
+
+@app.remote(web="POST /climb-sync", auth="public")
+def climb_sync(n: int) -> int:
+    return 1 + int(climb_sync.remote(n - 1)) if n else 0
+
+
+@app.remote(web="GET /climbed", auth="public")
+async def climbed(n: int) -> AsyncIterator[int]:
+    for i in range(n):
+        yield await climb.remote.aio(i)
+
+
+@app.remote(web="POST /climb-batch", auth="public", batch=Batch(2), concurrency=2)
+async def climb_batch(n: list[int]) -> list[int]:
+    return [1 + int(await climb_batch.remote.aio(one - 1)) if one else 0 for one in n]
+
+
 @app.remote(web="POST /again", auth="public", idempotent=True)
 async def again(word: str) -> str:
     note(f"again {word}")

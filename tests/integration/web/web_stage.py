@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from stage import HERE as GATEWAY_TESTS
-from stage import Stage, until
+from stage import Stage, digest, until
 
 from nanopod.model.endpoint import EndpointSpec, InstanceSpec
-from nanopod.model.wire import Tables, WorkerRow
+from nanopod.model.wire import KeyRow, Tables, WorkerRow
 from nanopod.node import files, records
 
 SITE = Path(__file__).parent / "web_site.py"
@@ -56,6 +56,7 @@ class WebStage(Stage):
         self.workers[instance] = WorkerRow(
             instance, "endp_site", "rev_1", 1, slots, hashlib.sha256(token.encode()).hexdigest()
         )
+        self.keys[digest(token)] = KeyRow(instance, "wksp_a", ("call",))
         self.push()
         directory = self.data / "instances" / instance
         home = directory / files.APP
@@ -74,7 +75,14 @@ class WebStage(Stage):
                 cwd=home,
                 stdout=output,
                 stderr=output,
-                env={**os.environ, "WEB_SITE_LOG": str(self.log), **(env or {})},
+                env={
+                    **os.environ,
+                    "NANOPOD_MODE": "serve",
+                    "WEB_SITE_LOG": str(self.log),
+                    "NANOPOD_API_KEY": token,
+                    "NANOPOD_URL": f"http://127.0.0.1:{self.port}",
+                    **(env or {}),
+                },
             )
         self.processes.append(process)  # type: ignore[arg-type]
         until(

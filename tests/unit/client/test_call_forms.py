@@ -11,6 +11,7 @@ import pytest
 
 import nanopod
 from nanopod import BlockingCallInLoop, Call, Deployment, Retries, gather
+from nanopod.client import gpus
 from nanopod.client.calling import header_of
 from nanopod.client.function import RemoteFunction
 from nanopod.client.sdk import Route
@@ -51,12 +52,15 @@ def test_options_of_a_call_are_in_its_header_and_leave_the_function_alone(square
     before = time.time()
     other = square.with_options(
         timeout=5, queue_timeout=6, priority=9, deadline=60, retries=Retries(2, on=("ValueError",)), idempotent=True,
-        model="lora-a", session="sess_1", workload=3.5,
+        model="lora-a", session="sess_1", workload=3.5, gpu=[gpus.H100_SXM, gpus.A100_SXM4], region="eu",
     )  # fmt: skip
     found = header(other, 3)
     assert (found.timeout_s, found.queue_timeout_s, found.priority, found.idempotent) == (5, 6, 9, True)
     assert (found.route_key, found.session, found.workload) == ("lora-a", "sess_1", 3.5)
     assert found.retries == RetrySpec(2, on=("ValueError",))
+    assert (found.gpus, found.region) == (["H100 SXM", "A100 SXM4"], "eu")
+    assert header(square.with_options(gpu="L4")).gpus == ["L4"]
+    assert b"gpus" not in calls.encode(header(square, 3)), "what is not asked for is not sent"
     assert before + 60 <= found.deadline_at <= time.time() + 60
     assert header(other.with_options(priority=-1), 3).timeout_s == 5, "options add up"
     assert header(square, 3).priority == 1
@@ -68,7 +72,8 @@ def test_options_of_a_call_are_in_its_header_and_leave_the_function_alone(square
     [
         ({"timeout": 0}, "timeout"), ({"priority": "high"}, "priority"), ({"retries": 3}, "retries"),
         ({"webhook": "example.org"}, "webhook"), ({"model": "x" * 300}, "model"), ({"session": 7}, "session"),
-        ({"workload": float("nan")}, "workload"), ({"gpu": ["H100"]}, "gpu"), ({"region": "eu"}, "region"),
+        ({"workload": float("nan")}, "workload"), ({"gpu": ["H100 SXM", 4]}, "gpu"), ({"gpu": ["A40"] * 17}, "gpu"), ({"gpu": ""}, "gpu"), ({"region": 5}, "region"),
+        ({"concurrency": 4}, "concurrency"),
     ],
 )  # fmt: skip
 def test_impossible_options_name_the_field(

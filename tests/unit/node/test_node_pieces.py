@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanopod.client import gpus
 from nanopod.model import calls, frames
 from nanopod.model.endpoint import EndpointSpec, FunctionSpec, ImageSpec, InstanceSpec, ModelSpec
 from nanopod.model.registry import RegisteredFunction
@@ -319,10 +320,33 @@ def test_the_command_is_filled_in() -> None:
 def test_gpus_are_read_from_the_drivers_own_words() -> None:
     text = "NVIDIA GeForce RTX 4090, 24564, GPU-1, 550.1\nNVIDIA H100 80GB HBM3, 81559, GPU-2, 550.1\nrubbish\n, , ,\n"
     gpus = inventory.parse_smi(text)
-    assert [gpu.name for gpu in gpus] == ["RTX 4090", "H100 80GB HBM3"]
+    assert [gpu.name for gpu in gpus] == ["RTX 4090", "H100 SXM"]
     two = inventory.Inventory(8, 64 << 30, 10**12, (gpus[0], gpus[0]))
     sku = two.sku()
     assert (sku.accelerator, sku.num_accelerators, sku.accelerator_memory) == ("RTX 4090", 2, 24564 << 20)
+
+
+def test_gpus_have_the_names_that_requirements_name_them_by() -> None:
+    said = {
+        "NVIDIA A100-SXM4-80GB": gpus.A100_SXM4, "NVIDIA A100-PCIE-40GB": gpus.A100_PCIE,
+        "NVIDIA A100 80GB PCIe": gpus.A100_PCIE, "NVIDIA H100 PCIe": gpus.H100_PCIE, "NVIDIA H100 NVL": gpus.H100_NVL,
+        "NVIDIA H200": gpus.H200, "NVIDIA GH200 480GB": gpus.GH200_SXM, "NVIDIA L40S": gpus.L40S,
+        "Tesla T4": gpus.Tesla_T4, "Tesla V100-SXM2-16GB": gpus.Tesla_V100, "NVIDIA A10G": gpus.A10g,
+        "NVIDIA RTX 6000 Ada Generation": gpus.RTX_6000Ada, "NVIDIA RTX A6000": gpus.RTX_A6000,
+        "NVIDIA GeForce RTX 4070 SUPER": gpus.RTX_4070S, "NVIDIA GeForce RTX 4070 Ti SUPER": gpus.RTX_4070S_Ti,
+        "NVIDIA GeForce GTX 1660 SUPER": gpus.GTX_1660_S, "NVIDIA GeForce RTX 4060 Laptop GPU": gpus.RTX_4060_laptop,
+        "NVIDIA GeForce RTX 4090 D": gpus.RTX_4090D, "Quadro RTX 8000": gpus.Q_RTX_8000,
+        "NVIDIA RTX PRO 6000 Blackwell Server Edition": gpus.RTX_PRO_6000_S,
+        "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition": gpus.RTX_PRO_6000_Max_Q,
+    }  # fmt: skip
+    assert {name: inventory.offered(name) for name in said} == said
+
+
+def test_the_operator_says_in_which_region_a_machine_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inventory.look(Path("/")).sku().region == "local"
+    monkeypatch.setenv("NANOPOD_REGION", "eu-north")
+    sku = inventory.look(Path("/")).sku()
+    assert (sku.region, sku.availability_zone) == ("eu-north", "eu-north-a")
 
 
 def test_equal_machines_are_of_one_sku() -> None:

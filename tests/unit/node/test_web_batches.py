@@ -13,7 +13,7 @@ from nanopod.node.runtime.webbatches import WebBatches
 
 
 def batches(function: Any, **spec: Any) -> WebBatches:
-    async def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    async def run(_: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return await function(*args, **kwargs)
 
     given = {"batch_max": 4, "batch_wait_ms": 60_000.0, "concurrency": 4, **spec}

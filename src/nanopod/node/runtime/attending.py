@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from nanopod.model import registry
 from nanopod.model.endpoint import Failure
@@ -17,15 +17,13 @@ from nanopod.node.records import Start
 from nanopod.node.runtime.contexts import Contexts, keeps_snapshots
 from nanopod.node.runtime.ending import Ending, Hooks, Notices, close_all, exit_limit_s, watch_health
 from nanopod.node.runtime.executor import CANCEL_S_MAX
+from nanopod.node.runtime.keeping import Findings, Keeping, Shown, told, usable
 from nanopod.node.runtime.loading import StartFailed, failure_of
-from nanopod.node.runtime.measuring import Perf
+from nanopod.node.runtime.measuring import Perf, has_benchmark
 from nanopod.node.runtime.serving import Functions
 from nanopod.node.runtime.snapshots import Snapshots, key_of
 from nanopod.node.runtime.table import Call
 from nanopod.node.runtime.waiting import until
-
-if TYPE_CHECKING:
-    from nanopod.node.runtime.benchmark import Measured
 
 DELIVER_S_MAX: Final = 5.0
 """How long a drained worker keeps answers that no gateway has taken yet."""
@@ -54,6 +52,8 @@ class Attending:
         self._hooks = Hooks(serving.app)
         self._notices = Notices(directory / files.SHUTDOWN, self._hooks, ending, self._grace_s)
         self._perf: Perf | None = None
+        self._keeping = Keeping.of(start)
+        self._shown: dict[str, Shown] = {}
         self._was_ready = False
         self._tasks: list[asyncio.Task[None]] = []
         serving.executor.on_stuck = self._stuck
@@ -64,23 +64,45 @@ class Attending:
 
     async def measure(self) -> None:
         """Run the benchmarks; follow what calls show from then on. Raises `StartFailed`."""
-        serving, instance = self._serving, self._start.instance
+        serving = self._serving
         functions = serving.app.functions
-        found: dict[str, Measured] = {}
-        if any(function.benchmark_dataset or function.benchmark_generator for function in functions.values()):
-            from nanopod.node.runtime.benchmark import BenchmarkFailed, benchmark
-
-            runs_max = 1 if self._start.local else None
-            try:
-                found = await benchmark(serving.executor, functions, instance.app.module, runs_max)
-            except BenchmarkFailed as failed:
-                raise StartFailed(failure_of("benchmark", failed.error, f"{failed.name}: ")) from failed
-        self._perf = Perf(functions, {name: measured.perf for name, measured in found.items()})
+        with_benchmark = {name for name, function in functions.items() if has_benchmark(function)}
+        keeping = self._keeping
+        kept = await asyncio.to_thread(keeping.read) if keeping is not None else None
+        perf = usable(kept, with_benchmark, set(functions))
+        if with_benchmark and (perf is None or kept is None):
+            perf = await self._benchmark()
+        elif with_benchmark and kept is not None:
+            self._shown = kept.benchmarks
+            serving.benchmark = {name: told(shown) for name, shown in kept.benchmarks.items()}
+        self._perf = Perf(functions, perf or {}, passive=not with_benchmark)
         serving.perf = self._perf.value
-        serving.benchmark = {name: measured.as_state() for name, measured in found.items()}
         answers = serving.executor.answers
         answers.on_value = self._note
         serving.executor.on_sweep = self._review
+
+    async def _benchmark(self) -> dict[str, float]:
+        """Run the benchmarks, and keep what they show unless something went wrong in them."""
+        from nanopod.node.runtime.benchmark import BenchmarkFailed, benchmark
+
+        serving, runs_max = self._serving, 1 if self._start.local else None
+        try:
+            found = await benchmark(
+                serving.executor, serving.app.functions, self._start.instance.app.module, runs_max
+            )  # fmt: skip
+        except BenchmarkFailed as failed:
+            raise StartFailed(failure_of("benchmark", failed.error, f"{failed.name}: ")) from failed
+        serving.benchmark = {name: measured.as_state() for name, measured in found.items()}
+        perf = {name: measured.perf for name, measured in found.items()}
+        self._shown = {name: Shown(**state) for name, state in serving.benchmark.items()}
+        await self._keep(perf)
+        return perf
+
+    async def _keep(self, perf: dict[str, float]) -> None:
+        """The next worker of this kind begins with this, unless a benchmark had failures or other code runs by now."""
+        same = self._serving.start.instance.revision_id == self._start.instance.revision_id
+        if self._keeping is not None and same and not any(shown.errors for shown in self._shown.values()):
+            await asyncio.to_thread(self._keeping.write, Findings(perf, self._shown))
 
     def ready(self) -> None:
         """The worker takes calls from now on."""
@@ -99,6 +121,7 @@ class Attending:
         if self._perf is not None and self._perf.review():
             self._serving.perf = self._perf.value
             self._serving.tell()
+            self._spawn(self._keep(self._perf.measured))
 
     def _stuck(self, call: Call) -> None:
         """A function with `kill_on_cancel` goes on after its call was cancelled: only the process's end ends it."""

@@ -19,7 +19,7 @@ from nanopod.model.errors import CallTimeout, SerializationError
 from nanopod.model.registry import RegisteredFunction
 from nanopod.node.runtime.connection import Connection, Stream
 from nanopod.node.runtime.executor import Executor
-from nanopod.node.runtime.measuring import median
+from nanopod.node.runtime.measuring import has_benchmark, median
 from nanopod.node.runtime.table import Call
 from nanopod.node.runtime.workload import Workload
 
@@ -68,7 +68,7 @@ async def benchmark(
     """
     measured = {}
     for function in functions.values():
-        if function.benchmark_dataset or function.benchmark_generator is not None:
+        if has_benchmark(function):
             runs = function.benchmark_runs if runs_max is None else min(runs_max, function.benchmark_runs)
             measured[function.spec.name] = await _measure(_Caller(executor, function, module), max(1, runs))
     return measured

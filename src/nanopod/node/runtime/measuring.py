@@ -39,11 +39,19 @@ class _Seen:
 class Perf:
     """The worker's perf, kept true while it serves. `note` may be called on any thread."""
 
-    def __init__(self, functions: Mapping[str, RegisteredFunction], measured: Mapping[str, float]) -> None:
+    def __init__(
+        self, functions: Mapping[str, RegisteredFunction], measured: Mapping[str, float], passive: bool | None = None
+    ) -> None:
+        """`measured`: what is known at first. `passive`: no benchmark filled all places, so any call tells more."""
         self._functions = functions
         self._measured = dict(measured)
-        self._passive = not measured
+        self._passive = not measured if passive is None else passive
         self._seen: dict[str, _Seen] = {}
+
+    @property
+    def measured(self) -> dict[str, float]:
+        """Units per second, by function."""
+        return dict(self._measured)
 
     @property
     def value(self) -> float | None:
@@ -84,6 +92,11 @@ class Perf:
                 self._measured[name] = live
                 changed = True
         return changed
+
+
+def has_benchmark(function: RegisteredFunction) -> bool:
+    """True for a function whose author says with which arguments it is to be measured."""
+    return bool(function.benchmark_dataset) or function.benchmark_generator is not None
 
 
 def median(values: Iterable[float]) -> float:

@@ -48,8 +48,9 @@ _decode_head: Final = msgspec.json.Decoder(OpenHead).decode
 
 def _in_words(name: str, told: dict[str, Any]) -> str:
     """One function's benchmark for people."""
-    errors = f", {told['errors']} errors" if told["errors"] else ""
-    return f"{name}: {told['perf']:.4g} units/s, p50 {told['p50_ms']:g} ms, p99 {told['p99_ms']:g} ms{errors}"
+    more = f", {told['errors']:g} errors" if told["errors"] else ""
+    more += ", measured earlier" if told.get("kept") else ""
+    return f"{name}: {told['perf']:.4g} units/s, p50 {told['p50_ms']:g} ms, p99 {told['p99_ms']:g} ms{more}"
 
 
 class Serving:
@@ -124,6 +125,8 @@ class Serving:
             },
             "model_id": model.model_id if model is not None else "",
             "calls": [],
+            "gpu": self.start.gpu,
+            "region": self.start.region,
         }
 
     def on_release(self, call_ids: list[bytes]) -> None:

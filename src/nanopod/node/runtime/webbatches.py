@@ -16,8 +16,8 @@ from typing import Any
 from nanopod.model.endpoint import FunctionSpec
 
 Arguments = dict[str, Any]
-Run = Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
-"""Runs the function, on the loop or on a thread, with its columns."""
+Run = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+"""Runs the function, on the loop or on a thread, with its columns; the id is that of the first request."""
 
 
 class WebBatches:
@@ -29,18 +29,18 @@ class WebBatches:
         self._at_once_max = max(1, spec.concurrency // self._size_max)
         self._signature = signature
         self._run = run
-        self._waiting: deque[tuple[float, Arguments, asyncio.Future[Any]]] = deque()
+        self._waiting: deque[tuple[float, str, Arguments, asyncio.Future[Any]]] = deque()
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._looking = False
 
-    async def call(self, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    async def call(self, args: list[Any], kwargs: dict[str, Any], call_id: str = "") -> Any:
         """One request's result. Raises what the function raised, or returned in its place."""
         bound = self._signature.bind(*args, **kwargs)
         bound.apply_defaults()
         loop = asyncio.get_running_loop()
         result: asyncio.Future[Any] = loop.create_future()
-        self._waiting.append((time.monotonic(), dict(bound.arguments), result))
+        self._waiting.append((time.monotonic(), call_id, dict(bound.arguments), result))
         if not self._looking:
             # Whatever arrives in the same turn of the loop goes together.
             self._looking = True
@@ -52,7 +52,7 @@ class WebBatches:
         self._looking = False
         waiting = self._waiting
         while waiting:
-            if waiting[0][2].done():  # its caller left
+            if waiting[0][3].done():  # its caller left
                 waiting.popleft()
                 continue
             if len(self._running) >= self._at_once_max:
@@ -63,8 +63,9 @@ class WebBatches:
                     self._timer = asyncio.get_running_loop().call_later(due - now, self._on_time)
                 return
             taken = [waiting.popleft() for _ in range(min(self._size_max, len(waiting)))]
-            members = [(row, result) for _, row, result in taken if not result.done()]
-            task = asyncio.ensure_future(self._batch(members))
+            members = [(row, result) for _, _, row, result in taken if not result.done()]
+            first = next(call_id for _, call_id, _, result in taken if not result.done())
+            task = asyncio.ensure_future(self._batch(first, members))
             self._running.add(task)
             task.add_done_callback(self._over)
 
@@ -76,9 +77,9 @@ class WebBatches:
         self._running.discard(task)
         self._look()
 
-    async def _batch(self, members: list[tuple[Arguments, asyncio.Future[Any]]]) -> None:
+    async def _batch(self, call_id: str, members: list[tuple[Arguments, asyncio.Future[Any]]]) -> None:
         try:
-            found = await self._run(*self._columns([row for row, _ in members]))
+            found = await self._run(call_id, *self._columns([row for row, _ in members]))
             if not isinstance(found, list | tuple) or len(found) != len(members):
                 what = f"{len(found)} results" if isinstance(found, list | tuple) else f"a {type(found).__name__}"
                 raise TypeError(f"a batch of {len(members)} returned {what}; return a list with a result for each")

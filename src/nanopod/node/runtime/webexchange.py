@@ -37,6 +37,8 @@ class WebOpened(msgspec.Struct, frozen=True):
     params: dict[str, str] = {}
     timeout_s: float = 0.0
     ws: bool = False
+    call: str = ""
+    """The id by which the gateway knows it as the parent of calls that the function makes."""
 
 
 class Gone(ConnectionError):

@@ -57,7 +57,8 @@ class WebFunctions:
         """Answer a request. Cancelled when the caller leaves."""
         opened = exchange.opened
         began = time.perf_counter_ns()
-        context = CallContext(secrets.token_hex(16), 1, self._endpoint, opened.function, opened.timeout_s)
+        call_id = opened.call or secrets.token_hex(16)
+        context = CallContext(call_id, 1, self._endpoint, opened.function, opened.timeout_s)
         limit = asyncio.timeout(opened.timeout_s or None)
         try:
             body = await exchange.body()  # as slow as the caller: it does not count
@@ -100,7 +101,7 @@ class WebFunctions:
         args, kwargs = self._binder(function).bind(opened.params, opened.query, content_type, body)
         call = self._callable(function)
         if function.spec.batch_max:
-            value = await self._batches_of(function, call).call(args, kwargs)
+            value = await self._batches_of(function, call).call(args, kwargs, context.call_id)
         elif function.spec.kind == "async":
             registry.current.set(context)
             value = await call(*args, **kwargs)
@@ -131,8 +132,8 @@ class WebFunctions:
         code = _code_of(function)
         if known is None or known[0] != code:
 
-            async def run(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-                context = CallContext(secrets.token_hex(16), 1, self._endpoint, spec.name, spec.timeout_s)
+            async def run(call_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+                context = CallContext(call_id, 1, self._endpoint, spec.name, spec.timeout_s)
                 if spec.kind != "async":
                     return await self._in_thread(context, call, args, kwargs)
                 registry.current.set(context)

@@ -32,6 +32,8 @@ class CallOptions(msgspec.Struct, frozen=True):
     workload: float | None = None
     model: str = ""
     webhook: str = ""
+    gpu: list[str] = []
+    region: str = ""
 
 
 class CallWish(msgspec.Struct, frozen=True):
@@ -67,6 +69,7 @@ def header_of(wish: CallWish, call_id: bytes, now: float) -> calls.Call:
         queue_timeout_s=-1.0 if options.queue_timeout is None else options.queue_timeout,
         idempotent=options.idempotent, priority=options.priority or 0,
         deadline_at=now + options.deadline if options.deadline is not None else 0.0, route_key=options.model,
+        gpus=options.gpu, region=options.region,
     )  # fmt: skip
 
 

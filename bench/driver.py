@@ -175,9 +175,15 @@ async def product() -> AsyncIterator[Call]:
 @contextlib.asynccontextmanager
 async def ray() -> AsyncIterator[Call]:
     """An asynchronous actor on a cluster of this process's own."""
+    import tempfile
+
     import ray as peer
 
-    peer.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    directory = tempfile.TemporaryDirectory(prefix="np-", ignore_cleanup_errors=True)
+    peer.init(
+        num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1",
+        _temp_dir=directory.name,
+    )  # fmt: skip
 
     @peer.remote(max_concurrency=32)
     class Square:
@@ -193,6 +199,7 @@ async def ray() -> AsyncIterator[Call]:
         yield call
     finally:
         peer.shutdown()
+        directory.cleanup()
 
 
 KINDS: dict[str, Callable[..., contextlib.AbstractAsyncContextManager[Call]]] = {

@@ -1,4 +1,4 @@
-"""A language model in a context, streaming: the model that ships inside nanopod, on NumPy, without a GPU or a download."""
+"""A language model in a context, streaming: the one that ships inside nanopod, on NumPy; no GPU, no download."""
 
 from __future__ import annotations
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from pathlib import Path
 
+import pytest
+from _pytest.runner import runtestprotocol
 from hypothesis import settings
 
 from sweeping import Sweeper
@@ -25,3 +28,20 @@ def pytest_sessionstart() -> None:
     # Who ends this run with SIGTERM means what Ctrl-C means: fixtures end what they started.
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     Sweeper()
+
+
+def _room(item: pytest.Item) -> tuple[str, ...]:
+    """The directory whose tests share clouds and databases: `e2e`, `integration/node`."""
+    parts = item.path.relative_to(Path(__file__).parent).parts
+    return parts[:2] if parts[0] == "integration" else parts[:1]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
+    """What the tests of a directory share ends with the last of them, not with the run: nothing piles up or leaks."""
+    if nextitem is None or _room(item) == _room(nextitem):
+        return None
+    item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
+    runtestprotocol(item, nextitem=None)
+    item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    return True

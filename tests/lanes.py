@@ -1,4 +1,4 @@
-"""The whole suite, a few directories at a time: most tests wait for real processes, so two runs share one core well.
+"""The whole suite, a few directories at a time: most tests wait for real processes, so that two share a core well.
 
 Each directory is one run of pytest, with its own clouds, databases and temporary directories; the longest go first,
 and the output of each is shown whole when it ends. Arguments go to every run. LANES says how many run at once.
@@ -83,7 +83,7 @@ class Lanes:
 def main() -> int:
     """Run everything; the status of the worst run."""
     lanes = Lanes(sys.argv[1:])
-    count = int(os.environ.get("LANES") or max(2, min(4, os.cpu_count() or 1)))
+    count = int(os.environ.get("LANES") or min(4, (os.cpu_count() or 1) + 1))
     threads = [threading.Thread(target=lanes.work, daemon=True) for _ in range(count)]
     began = time.monotonic()
     interrupted = False

@@ -25,6 +25,17 @@ FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.S | re.M)
 SETTING = re.compile(r"^[A-Z_]+=")
 STAND_INS = {"nanopod up --detach": "nanopod up --detach --port 0"}
 """The usual port may be taken where tests run."""
+CURL = """#!{python}
+import sys, urllib.error, urllib.request
+words = [word for word in sys.argv[1:] if word != "-s"]
+data = words.pop(words.index("-d") + 1).encode() if "-d" in words else None
+try:
+    answer = urllib.request.urlopen(urllib.request.Request(words[-1], data), timeout=60)
+except urllib.error.HTTPError as error:
+    answer = error
+sys.stdout.write(answer.read().decode())
+"""
+"""For machines without curl: of it what the pages use."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +101,13 @@ class Stage:
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("NANOPOD_", "VAST_", "IS_"))}
         home = directory / "home"
         home.mkdir()
+        path = f"{Path(sys.executable).parent}:{kept.get('PATH', '')}"
+        if shutil.which("curl", path=path) is None:
+            (home / "curl").write_text(CURL.format(python=sys.executable))
+            (home / "curl").chmod(0o755)
+            path += f":{home}"
         self.env = {
-            **kept, "HOME": str(home), "PATH": f"{Path(sys.executable).parent}:{kept.get('PATH', '')}", "COLUMNS": "300",
+            **kept, "HOME": str(home), "PATH": path, "COLUMNS": "300",
             "NO_COLOR": "1", "TZ": "UTC", "XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / "data"),
             "TERM": "dumb", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
@@ -149,7 +165,9 @@ class Stage:
         return self.directory / ".nanopod"
 
     def sweep(self) -> None:
-        """Delete what the programs of a page left deployed in the shared local cloud."""
+        """End the cloud of one's own that pages started, delete what is deployed in the shared local one."""
+        if (Path(self.env["XDG_DATA_HOME"]) / "nanopod" / "up.json").exists():
+            self.run("nanopod down")
         state = json.loads((self.local / "up.json").read_text())
         key = Path(state["key_file"]).read_text().strip()
 

@@ -93,15 +93,21 @@ def test_a_wrong_key_is_one_clear_message(cloud: Cloud, tmp_path: Path) -> None:
     assert "sk_np_wrongkey_0" not in done.stderr
 
 
-def test_an_oversized_argument_is_refused_at_the_caller(cloud: Cloud, tmp_path: Path) -> None:
+def test_a_large_argument_travels_and_one_beyond_the_limit_is_refused_at_the_caller(
+    cloud: Cloud, tmp_path: Path
+) -> None:
     path = tmp_path / "big.py"
     body = "@app.remote\nasync def work(x): return len(x)"
-    tail = TAIL.replace("work(1)", "work(b'x' * (33 << 20))")
-    path.write_text(textwrap.dedent(HEAD.format(name="good-big")) + body + "\n" + textwrap.dedent(tail))
-    done = run(cloud, path)
-    assert done.returncode != 0
-    assert "Invalid" in done.stderr
-    assert "MiB" in done.stderr
+    for mib, passes in ((33, True), (257, False)):
+        tail = TAIL.replace("work(1)", f"work(b'x' * ({mib} << 20))")
+        path.write_text(textwrap.dedent(HEAD.format(name="good-big")) + body + "\n" + textwrap.dedent(tail))
+        done = run(cloud, path)
+        if passes:
+            assert (done.returncode, done.stdout.strip()) == (0, str(mib << 20)), done.stderr
+        else:
+            assert done.returncode != 0
+            assert "Invalid" in done.stderr
+            assert "256 MiB" in done.stderr
 
 
 def test_unknown_fields_are_named(cloud: Cloud) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +13,21 @@ DOCS = Path(__file__).parents[2] / "docs"
 STEPS = sorted((DOCS / "tutorial").glob("[1-9]-*.md"))
 
 
-def test_the_tutorial_from_its_first_step_to_its_last(place: Stage) -> None:
+@pytest.fixture
+def swept(place: Stage) -> Iterator[Stage]:
+    """The shared directory, with nothing running in it afterwards."""
+    yield place
+    place.sweep()
+
+
+def test_the_tutorial_from_its_first_step_to_its_last(swept: Stage) -> None:
     for page in STEPS:
-        assert place.play(page), f"{page.name} has nothing to run"
-        place.sweep()
+        assert swept.play(page), f"{page.name} has nothing to run"
 
 
 @pytest.mark.parametrize("page", [DOCS / "COMING_FROM.md", DOCS.parent / "README.md"], ids=lambda page: page.stem)
-def test_a_page_of_its_own(place: Stage, page: Path) -> None:
-    assert place.play(page)
-    place.sweep()
+def test_a_page_of_its_own(swept: Stage, page: Path) -> None:
+    assert swept.play(page)
 
 
 @pytest.mark.parametrize("page", STEPS, ids=lambda page: page.stem)

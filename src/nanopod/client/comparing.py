@@ -7,7 +7,8 @@ import sys
 import tarfile
 import warnings
 from collections.abc import Mapping
-from itertools import zip_longest
+from difflib import SequenceMatcher
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 LINES_MAX: Final = 20
 """Files whose first difference a plan shows."""
+CHANGES_MAX: Final = 50
+"""Changes in one file that are looked at for the first that counts."""
 LINE_CHARS_MAX: Final = 100
 UNPACKED_BYTES_MAX: Final = 512 << 20
 
@@ -93,11 +96,22 @@ def _deployed(api: Api, endpoint_id: str) -> dict[str, bytes]:
 
 
 def _first(path: str, old: bytes, new: bytes) -> str:
-    """The first line at which two versions of a Python file differ, comments and marked lines aside."""
-    for number, (before, after) in enumerate(zip_longest(_lines(old), _lines(new)), 1):
-        if before != after and not (_says_nothing(before) and _says_nothing(after)):
-            return f"{path}:{number}: - {_shown(before)} + {_shown(after)}"
+    """The first line at which two versions of a Python file differ in what counts: not in comments, settings of the
+    scaling, and what else a fingerprint leaves out."""
+    before, after = _lines(old), _lines(new)
+    same = _meaning(before)
+    changes = (change for change in SequenceMatcher(None, before, after).get_opcodes() if change[0] != "equal")
+    for _, a, b, c, d in islice(changes, CHANGES_MAX):
+        if _meaning([*before[:a], *after[c:d], *before[b:]]) == same:
+            continue
+        for number, (was, now) in enumerate(zip_longest(before[a:b], after[c:d]), c + 1):
+            if not (_says_nothing(was) and _says_nothing(now)):
+                return f"{path}:{number}: - {_shown(was)} + {_shown(now)}"
     return f"{path} differs"
+
+
+def _meaning(lines: list[str]) -> str:
+    return fingerprint.of_python("\n".join(lines).encode())
 
 
 def _lines(source: bytes) -> list[str]:

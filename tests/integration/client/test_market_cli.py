@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import tarfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -274,10 +276,16 @@ def test_providers_offers_and_events(shop: Shop) -> None:
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=shop.env,
     )  # fmt: skip
     try:
-        time.sleep(2)
-        shop.ok("capacities create --name seen")
         assert following.stdout
-        assert "seen" in following.stdout.readline()
+        numbers = count()
+
+        def seen() -> bool:
+            # Nobody knows when it listens: one after another, until one is told.
+            shop.ok(f"capacities create --name seen-{next(numbers)}")
+            return bool(select.select([following.stdout], [], [], 0.5)[0])
+
+        shop.until(seen, "a followed event", 60)
+        assert "seen-" in following.stdout.readline()
     finally:
         following.send_signal(signal.SIGINT)
         following.communicate(timeout=10)

@@ -244,7 +244,7 @@ def test_early_disconnect_frees_the_worker_at_once(shared: Stage) -> None:
         sock.close()
         assert process.stdout is not None
         assert process.stdout.readline() == "reset the caller left\n"
-        assert time.monotonic() - left < 0.5
+        assert time.monotonic() - left < 5, "long before its 20 s of tokens are over"
         request_id = data.split(b"x-request-id: ")[1].split(b"\r\n")[0].decode()
         record = until(
             lambda: next((r for r in stage.control.records if r.record_id == request_id and r.status == 499), None),

@@ -92,12 +92,11 @@ trap 'echo asked; exit 0' TERM
 def test_a_script_that_fails_leaves_its_machine_running(root: Path) -> None:
     async def story(node: Node) -> None:
         node.server.want(machine("#!/bin/sh\necho trying\nexit 3\n"), machine("#!/no/such/thing\n", inst("b")))
-        await eventually(lambda: INSTANCE in node.server.observed and node.server.observed[INSTANCE].reason, 10)
-        seen = node.server.observed[INSTANCE]
+        seen = await eventually(lambda: (s := node.server.observed.get(INSTANCE)) and s.reason and s, 20)
         assert (seen.phase, seen.reason) == ("ready", "start-up script exited 3")
         assert "trying\nstart-up script exited 3\n" in await text_of(node)
-        await eventually(lambda: node.server.observed[inst("b")].reason, 10)
-        assert node.server.observed[inst("b")].reason == "start-up script exited 127"
+        other = await eventually(lambda: (s := node.server.observed.get(inst("b"))) and s.reason and s, 20)
+        assert other.reason == "start-up script exited 127"
         assert "/no/such/thing" not in node.log
         # A later agent knows it as well.
         await node.restart_agent()
@@ -251,12 +250,13 @@ def test_commands_with_pipes(root: Path) -> None:
         await eventually(lambda: node.server.printed("exec_6"), 15)
         link.send(ExecInput("exec_6", signal=int(signal.SIGTERM)))
         assert (await node.server.exit("exec_6")).exit_code == 9
-        before = len(procs.descendants(node.running().pid))
+        before = set(procs.descendants(node.running().pid))
         link.send(ExecStart("exec_7", INSTANCE, ("sh", "-c", "setsid sleep 100 & echo up; sleep 100")))
         await eventually(lambda: node.server.printed("exec_7"), 15)
         link.send(ExecInput("exec_7", signal=9))
         assert (await node.server.exit("exec_7")).exit_code == 137
-        assert len(procs.descendants(node.running().pid)) == before
+        shim = node.running().pid
+        await eventually(lambda: before.issuperset(procs.descendants(shim)), 5, "the end of all it started")
 
     on_a_node(root, story)
 
@@ -425,7 +425,7 @@ def test_killed_means_at_once(root: Path) -> None:
         began = time.monotonic()
         node.server.want(stubborn, killed=(INSTANCE,))
         ended = await node.server.phase("ended")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 10, "without waiting for its grace"
         assert ended.reason == "its time is over"
         assert ended.failure is None
         assert [pid for pid in left if procs.start_time(pid) is not None] == []

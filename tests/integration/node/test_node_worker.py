@@ -84,7 +84,8 @@ async def leave(): sys.exit(3)
 @remote()
 async def once(path):
     with open(path, "a") as log: log.write(current.get().call_id + "\\n")
-    await asyncio.sleep(0.2)
+    while os.path.exists(path + ".hold"): await asyncio.sleep(0.01)
+    open(path + ".ended", "a").close()
     return "done"
 @remote("sync", workload=lambda x: x * 2.0)
 def weighed(x): return x
@@ -228,32 +229,39 @@ def test_timeouts_and_cancellation(root: Path) -> None:
 
 def test_a_call_id_starts_once_whatever_happens_to_links(root: Path) -> None:
     async def story() -> None:
-        log = root / "starts"
+        log, hold, ended = root / "starts", root / "starts.hold", root / "starts.ended"
         async with FakeGateway(root / "gw") as gateway:
             with Instance(root, gateway.path, APP, CODE):
                 worker = await gateway.ready()
+                hold.touch()
                 call_id, first = worker.call("once", str(log))
                 await first.until(lambda a: a.started)
                 _, again = worker.call("once", str(log), call_id=call_id)
+                hold.unlink()
                 await worker.over(again)
                 assert again.value() == "done"
 
                 # The link breaks while it runs: reported, adopted, answered.
+                hold.touch()
                 call_id, answer = worker.call("once", str(log))
                 await answer.until(lambda a: a.started)
                 worker.close()
                 second = await gateway.ready(2)
                 assert {"id": call_id.hex(), "started": True, "done": False} in second.hello["calls"]
                 adopted = second.open({"k": "adopt", "id": call_id.hex()})
+                hold.unlink()
                 await second.over(adopted)
                 assert adopted.started
                 assert adopted.value() == "done"
 
                 # It ends while nobody is linked: kept and reported as done; asked for twice, answered twice.
+                hold.touch()
+                ended.unlink()
                 call_id, answer = second.call("once", str(log))
                 await answer.until(lambda a: a.started)
                 await gateway.stop()
-                await asyncio.sleep(0.4)
+                hold.unlink()
+                await eventually(ended.exists)
                 await gateway.start()
                 third = await gateway.ready(3)
                 assert {"id": call_id.hex(), "started": True, "done": True} in third.hello["calls"]
@@ -464,7 +472,7 @@ def test_an_idle_worker_ends_at_once(root: Path) -> None:
                 began = time.monotonic()
                 instance.terminate()
                 assert (await instance.verdict()).exit_code == 0
-                assert time.monotonic() - began < 1.5
+                assert time.monotonic() - began < 4, "without waiting for its grace"
 
     run(story())
 

@@ -7,6 +7,7 @@ import random
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,14 +16,18 @@ from peers import FakeAgent, FakeGateway, ServerProcess, model, record, until
 pytestmark = pytest.mark.integration
 
 
-def test_it_starts_within_a_second(tmp_path: Path) -> None:
-    starts = []
-    for number in range(3):
+def test_it_starts_in_little_more_than_the_time_of_its_imports(tmp_path: Path) -> None:
+    """In turns with an interpreter that only loads what the server stands on: a busy machine makes both slow."""
+    ratios = []
+    for number in range(4):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-c", "import starlette.applications, sqlalchemy, uvicorn"], check=True)
+        imports_s = time.monotonic() - began
         server = ServerProcess(tmp_path / str(number)).start()
-        starts.append(server.start_s)
+        ratios.append(server.start_s / imports_s)
         assert server.stop() == 0
-    print("start to answering, s:", [round(start, 2) for start in starts])
-    assert min(starts) < 1.5
+    print("start to answering, in times of the imports:", [round(ratio, 2) for ratio in ratios])
+    assert min(ratios) < 4
 
 
 def test_killed_and_restarted_everything_goes_on(tmp_path: Path) -> None:

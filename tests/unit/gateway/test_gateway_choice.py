@@ -147,7 +147,7 @@ def test_deadlines_move_and_a_long_stop_is_caught_up_with() -> None:
     wheel.at(due, 9.0)
     began = time.perf_counter()
     wheel.advance(1e9)
-    assert time.perf_counter() - began < 0.5
+    assert time.perf_counter() - began < 5, "tick by tick it would take an hour"
     assert len(due.fired) == 3
 
 

@@ -128,8 +128,11 @@ def test_a_killed_writer_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
             assert outcome == "created"
             acknowledged.append(int(id, 16))
         os.kill(writer.pid, signal.SIGKILL)
-        rest, _ = writer.communicate(timeout=20)
-        # Whole lines that were still in the pipe were acknowledged, too.
+        # Whole lines that were still in the pipe were acknowledged, too. (`communicate` with a limit would not see what
+        # `readline` has read ahead.)
+        with writer.stdout:
+            rest = writer.stdout.read()
+        writer.wait(20)
         acknowledged += [int(line.split()[0], 16) for line in rest.splitlines() if line.endswith(" created")]
 
     async def test() -> None:

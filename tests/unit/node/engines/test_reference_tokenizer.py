@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from functools import cache
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nanopod.node.engines.reference.normalize import is_bert_punctuation
 from nanopod.node.engines.reference.tokenizer import Tokenizer
 
 hf = pytest.importorskip("tokenizers")
@@ -214,3 +216,13 @@ def test_unsupported_parts_are_named(part, value):
     document[part] = value
     with pytest.raises(ValueError, match=value["type"]):
         Tokenizer(document)
+
+
+def test_bert_splits_at_the_same_characters():
+    """All of the first plane: the tables behind `tokenizers` are older than Python's."""
+    theirs = hf.pre_tokenizers.BertPreTokenizer()
+    chars = [chr(code) for code in (*range(0x21, 0xD800), *range(0xE000, 0x10000)) if not chr(code).isspace()]
+    # What Python's own tables do not know yet, or know better, is not compared.
+    chars = [char for char in chars if unicodedata.category(char) != "Cn"]
+    splits = [char for char in chars if len(theirs.pre_tokenize_str(f"a{char}b")) == 3]
+    assert [char for char in chars if is_bert_punctuation(char)] == splits

@@ -224,9 +224,27 @@ def _metaspace(node: Mapping[str, Any]) -> PreTokenizer:
     return run
 
 
+_SINCE_UNICODE_9 = (
+    (0x61D, 0x61D), (0x9FD, 0x9FD), (0xA76, 0xA76), (0xC77, 0xC77), (0xC84, 0xC84), (0x1B4E, 0x1B4F), (0x1B7D, 0x1B7F),
+    (0x2E43, 0x2E4F), (0x2E52, 0x2E5D), (0x10D6E, 0x10D6E), (0x10EAD, 0x10EAD), (0x10F55, 0x10F59), (0x10F86, 0x10F89),
+    (0x113D4, 0x113D5), (0x113D7, 0x113D8), (0x1144B, 0x1144F), (0x1145A, 0x1145B), (0x1145D, 0x1145D),
+    (0x11660, 0x1166C), (0x116B9, 0x116B9), (0x1183B, 0x1183B), (0x11944, 0x11946), (0x119E2, 0x119E2),
+    (0x11A3F, 0x11A46), (0x11A9A, 0x11A9C), (0x11A9E, 0x11AA2), (0x11B00, 0x11B09), (0x11BE1, 0x11BE1),
+    (0x11C41, 0x11C45), (0x11C70, 0x11C71), (0x11EF7, 0x11EF8), (0x11F43, 0x11F4F), (0x11FFF, 0x11FFF),
+    (0x12FF1, 0x12FF2), (0x16D6D, 0x16D6F), (0x16E97, 0x16E9A), (0x16FE2, 0x16FE2), (0x1E5FF, 0x1E5FF),
+    (0x1E95E, 0x1E95F),
+)  # fmt: skip
+"""Punctuation that BERT's tokenizers do not split at: their tables are those of Unicode 8."""
+_NOT_BERT_PUNCTUATION = frozenset(code for first, last in _SINCE_UNICODE_9 for code in range(first, last + 1))
+_BERT_PUNCTUATION = frozenset("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~\u166d\U000111c9")
+"""ASCII symbols, and what was punctuation in Unicode 8 and is not any more."""
+
+
 def is_bert_punctuation(char: str) -> bool:
-    """ASCII symbols and the Unicode category P."""
-    return char in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~" or unicodedata.category(char).startswith("P")
+    """ASCII symbols and the Unicode category P, as Unicode 8 has it."""
+    if char in _BERT_PUNCTUATION:
+        return True
+    return unicodedata.category(char).startswith("P") and ord(char) not in _NOT_BERT_PUNCTUATION
 
 
 def _bert_words(words: list[str], _: bool) -> list[str]:

@@ -81,6 +81,7 @@ class Cloud:
             stderr=subprocess.PIPE,
             text=True,
             env=self.env,
+            process_group=0,  # Ctrl-C in a terminal is for whoever started this; they end it
         )
         assert self.up.stdout and self.up.stderr
         line = self.up.stdout.readline()

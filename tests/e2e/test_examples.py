@@ -25,7 +25,7 @@ SAID: dict[str, str] = {
     ),
 }
 """What each prints on its standard output, as a pattern."""
-ELSEWHERE = ("demo.py", "market.py", "semantic_search.py")
+ELSEWHERE = ("demo.py", "semantic_search.py")
 """Longer stories, with a model to fetch or minutes to tell; here they are only loaded."""
 LINES_MAX = 60
 CELLS = """
@@ -74,9 +74,15 @@ def test_the_notebook_runs_cell_by_cell(place: Stage) -> None:
 
 def test_every_example_is_run_and_can_be_read_at_once() -> None:
     files = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb")}
-    assert files == {*SAID, *ELSEWHERE, "llm_generate.py", "notebook.ipynb"}
+    assert files == {*SAID, *ELSEWHERE, "llm_generate.py", "market.py", "notebook.ipynb"}
     for name in (*SAID, "llm_generate.py"):
         assert len((EXAMPLES / name).read_text().splitlines()) < LINES_MAX, f"{name} is too long for a newcomer"
+
+
+def test_a_day_on_the_market(place: Stage) -> None:
+    """It starts a cloud of its own, with a clock that is advanced."""
+    said = run(place, "market.py")
+    assert len(re.findall(r"running +ready +inference", said.rpartition("$ nanopod instances list")[2])) == 2, said
 
 
 @pytest.mark.parametrize("name", ELSEWHERE)

@@ -60,6 +60,18 @@ def test_its_command_line_shows_stops_starts_and_deletes(cloud) -> None:
     assert number not in [row["id"] for row in json.loads(cli(cloud, "show", "deployments", "--raw"))]
 
 
+def test_its_message_reaches_its_own_client_when_the_class_is_ours(cloud) -> None:
+    """A dead end of ours (no such function) is an error in its client, not an endless repetition."""
+    number = int(cloud.answer(APPS / "deploy_plain.py")["id"])
+    routed = post(cloud, "/route/", {"endpoint": "plain", "cost": 1})
+    assert routed["url"].startswith(cloud.url)
+    call = {"auth_data": routed, "session_id": None, "payload": {"kwargs": {"x": 1}}}
+    status, _ = send(cloud, f"/vast/{number}/remote/nothing", call)
+    assert status == 404
+    status, body = send(cloud, f"/vast/{number}/remote/where", call)
+    assert status == 401, body
+
+
 def test_its_genuine_worker_serves_under_our_server(cloud, tmp_path: Path) -> None:
     number = int(cloud.answer(APPS / "deploy_plain.py")["id"])
     key = get(cloud, f"/api/v0/deployment/{number}/")["deployment"]["worker_key"]
@@ -87,19 +99,6 @@ def test_its_genuine_worker_serves_under_our_server(cloud, tmp_path: Path) -> No
     finally:
         worker.kill()
         worker.wait(10)
-
-
-def test_its_message_reaches_its_own_client_when_the_class_is_ours(cloud) -> None:
-    """A dead end of ours (no such function) is an error in its client, not an endless repetition."""
-    number = int(cloud.answer(APPS / "deploy_plain.py")["id"])
-    routed = post(cloud, "/route/", {"endpoint": "plain", "cost": 1})
-    if not routed["url"].startswith(cloud.url):
-        pytest.skip("a genuine worker still serves")
-    call = {"auth_data": routed, "session_id": None, "payload": {"kwargs": {"x": 1}}}
-    status, _ = send(cloud, f"/vast/{number}/remote/nothing", call)
-    assert status == 404
-    status, body = send(cloud, f"/vast/{number}/remote/where", call)
-    assert status == 401, body
 
 
 @pytest.mark.parametrize("field", ["cost", "endpoint", "url", "request_idx"])

@@ -17,7 +17,10 @@ from pathlib import Path
 from typing import IO, Final
 
 TESTS: Final = Path(__file__).parent
-LONGEST_FIRST: Final = ("e2e", "integration/client", "integration/node", "integration/gateway", "integration/server")
+LONGEST_FIRST: Final = (
+    "e2e", "integration/gateway", "integration/node", "unit", "integration/client", "integration/server", "conformance",
+    "integration/market",
+)  # fmt: skip
 NOTHING_COLLECTED: Final = 5
 STOP_S_MAX: Final = 60.0
 

@@ -35,6 +35,13 @@ def test_its_sessions_stay_on_one_worker_and_end(cloud) -> None:
     assert found["workers"] >= 1
 
 
+def test_endpoints_and_groups_are_made_by_hand(cloud) -> None:
+    found = cloud.answer(APPS / "by_hand.py")
+    assert found["group"] == found["found"] == found["id"]
+    assert found["scale"] == [2, 3]
+    assert (found["status"], found["gone"]) == ("WAITING", True)
+
+
 def cli(cloud, *words: str) -> str:
     done = subprocess.run(
         [str(cloud.python.parent / "vastai"), *words, "--url", cloud.url, "--api-key", cloud.key],

@@ -106,6 +106,7 @@ def test_a_tar_without_functions_is_refused(tmp_path: Path) -> None:
     ("change", "field"),
     [
         ({"file_hash": "zz"}, "file_hash"),
+        ({"file_hash": ""}, "file_hash"),
         ({"file_size": 0}, "file_size"),
         ({"image": ""}, "image"),
         ({"ttl": -1.0}, "ttl"),

@@ -45,6 +45,8 @@ async def put(context: Context, _vast: Vast, request: Request) -> Response:
 
     def write(write: Transaction) -> tuple[VastDeployment, str, list[int], bool]:
         found = write.vast_deployment_named(key.workspace_id, wish.name, wish.tag)
+        if found is not None and not found.config.get("file_hash"):
+            raise Conflict(f"name: {wish.name} is an endpoint without a deployment; delete it first", field="name")
         action = "created" if found is None else changed(wish_of(found.config), wish)
         if found is None:
             found = write.add_vast_deployment(key.workspace_id, wish.name, wish.tag, wish.kept(), now)
@@ -68,7 +70,7 @@ async def put(context: Context, _vast: Vast, request: Request) -> Response:
 
     found, action, evicted, have = await context.store.write(write)
     if have and action != "exists":
-        await _apply(context, key, found)
+        await apply(context, key, found)
     body: dict[str, Any] = {
         "success": True,
         "action": action,
@@ -153,10 +155,10 @@ async def _accept(context: Context, key: Key, found: VastDeployment, version: Va
         assert kept is not None, "just written"
         return kept
 
-    await _apply(context, key, await context.store.write(write))
+    await apply(context, key, await context.store.write(write))
 
 
-async def _apply(context: Context, key: Key, found: VastDeployment) -> None:
+async def apply(context: Context, key: Key, found: VastDeployment) -> None:
     """Bring the endpoint behind a deployment to what is stored of it."""
     spec = spec_of(wish_of(found.config), context.blobs.path(found.blob), found.blob)
     if found.state == "stopped":
@@ -194,7 +196,8 @@ async def list_all(context: Context, _vast: Vast, request: Request) -> Response:
     """GET /deployments."""
     key = await keyholder(context, request, scope="read")
     rows = await context.store.read(lambda read: read.vast_deployments(key.workspace_id))
-    return JSONResponse({"success": True, "deployments": [await shown(context, row) for row in rows]})
+    shown_rows = [await shown(context, row) for row in rows if row.config.get("file_hash")]
+    return JSONResponse({"success": True, "deployments": shown_rows})
 
 
 async def get(context: Context, vast: Vast, request: Request) -> Response:
@@ -243,7 +246,7 @@ async def _set_state(context: Context, request: Request, state: str) -> Response
 
     kept = await context.store.write(write)
     if kept.blob:
-        await _apply(context, key, kept)
+        await apply(context, key, kept)
     return JSONResponse({"success": True, "msg": f"deployment {found.number} is {state}"})
 
 
@@ -251,7 +254,7 @@ async def delete(context: Context, vast: Vast, request: Request) -> Response:
     """DELETE /deployment/{id}/."""
     key = await keyholder(context, request)
     found = await find(context, key, number_of(request.path_params["id"], "id"))
-    await _remove(context, vast, key, found)
+    await remove(context, vast, key, found)
     return JSONResponse({"success": True})
 
 
@@ -265,11 +268,12 @@ async def delete_named(context: Context, vast: Vast, request: Request) -> Respon
     rows = await context.store.read(lambda read: read.vast_deployments(key.workspace_id))
     gone = [row for row in rows if row.name == name and tag in (None, row.tag)]
     for row in gone:
-        await _remove(context, vast, key, row)
+        await remove(context, vast, key, row)
     return JSONResponse({"success": True, "count": len(gone)})
 
 
-async def _remove(context: Context, vast: Vast, key: Key, found: VastDeployment) -> None:
+async def remove(context: Context, vast: Vast, key: Key, found: VastDeployment) -> None:
+    """Delete a deployment and the endpoint behind it."""
     if found.endpoint_id:
         try:
             await remove_endpoint(context, key, found.endpoint_id)

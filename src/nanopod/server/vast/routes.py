@@ -7,7 +7,7 @@ from typing import Final
 from starlette.routing import Route
 
 from nanopod.server.api.context import Context
-from nanopod.server.vast import deployments, offers, routing
+from nanopod.server.vast import deployments, endpoints, offers, routing
 from nanopod.server.vast.answers import Handler, route
 from nanopod.server.vast.calling import Callers, Calling
 from nanopod.server.vast.state import Vast
@@ -25,8 +25,19 @@ _WEB: Final[tuple[tuple[str, str, Handler], ...]] = (
     ("GET", "/deployment/{id}/download_url/", deployments.download_url),
     ("GET", "/endptjobs/", routing.list_endpoints),
     ("GET", "/endptjobs/{id}/", routing.get_endpoint),
-    ("GET", "/workergroups/", routing.list_groups),
-    ("GET", "/autojobs/", routing.list_groups),
+    ("POST", "/endptjobs/", endpoints.create),
+    ("PUT", "/endptjobs/{id}/", endpoints.change),
+    ("DELETE", "/endptjobs/{id}/", endpoints.delete),
+    *(
+        entry
+        for path in ("/workergroups", "/autojobs")
+        for entry in (
+            ("GET", f"{path}/", routing.list_groups),
+            ("POST", f"{path}/", endpoints.create_group),
+            ("PUT", f"{path}/{{id}}/", endpoints.change_group),
+            ("DELETE", f"{path}/{{id}}/", endpoints.delete_group),
+        )
+    ),
     ("POST", "/bundles/", offers.search),
 )
 _ROOT: Final[tuple[tuple[str, str, Handler], ...]] = (

@@ -56,7 +56,9 @@ async def get_endpoint(context: Context, vast: Vast, request: Request) -> Respon
     """GET /endptjobs/{id}/."""
     key = await keyholder(context, request)
     found = await find(context, key, number_of(request.path_params["id"], "id"))
-    return JSONResponse({"success": True, "result": endpoint_shown(vast, found)})
+    # What a worker of Vast's own make needs to report here.
+    shown = {**endpoint_shown(vast, found), "worker_key": vast.worker_key(found.number)}
+    return JSONResponse({"success": True, "result": shown})
 
 
 async def list_groups(context: Context, _vast: Vast, request: Request) -> Response:
@@ -109,7 +111,8 @@ async def route(context: Context, vast: Vast, request: Request) -> Response:
         _note_routed(worker, request_idx, float(cost), now)
         url, signature = worker.url, vast.signer.sign(worker.url)
     elif found.state != "active" or not found.blob:
-        status = "stopped" if found.state != "active" else "waiting for the deployment's file"
+        missing = "the deployment's file" if found.config.get("file_hash") else "a worker"
+        status = "stopped" if found.state != "active" else f"waiting for {missing}"
         return JSONResponse({"request_idx": request_idx, "status": f"endpoint {found.name} is {status}"})
     else:
         # Our gateway holds a call until a worker is there, so there is always a place to send it.

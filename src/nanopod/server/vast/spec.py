@@ -31,12 +31,15 @@ _FILE_BYTES_MAX: Final = 16 << 20
 
 
 class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Body of PUT /api/v0/deployments/: what a client wants to run. Times are seconds, `storage` is in GB."""
+    """Body of PUT /api/v0/deployments/: what a client wants to run. Times are seconds, `storage` is in GB.
+
+    Without a file it is an endpoint alone, which workers of Vast's own make serve.
+    """
 
     name: str
-    image: str
-    file_hash: str
-    file_size: int
+    image: str = ""
+    file_hash: str = ""
+    file_size: int = 0
     env: str = ""
     tag: str = "default"
     search_params: str = ""
@@ -67,6 +70,10 @@ class Wish(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             raise Invalid("image: name the image to run in", field="image")
         if self.ttl is not None and not self.ttl > 0:
             raise Invalid("ttl: is a number of seconds above 0", field="ttl")
+        self.check_settings()
+
+    def check_settings(self) -> None:
+        """The part of `check` that endpoints without a file have as well."""
         scale_spec(checked(self.scale()))
         query_of(self.search_params)
 

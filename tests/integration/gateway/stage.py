@@ -316,6 +316,7 @@ class Caller:
         self.sock = stage.raw()
         self.parser = websocket.Parser(server=False)
         self.frames: list[tuple[calls.Header, bytes]] = []
+        self.ends: dict[bytes, tuple[calls.Header, bytes]] = {}
         nonce = websocket.client_key(os.urandom(16))
         self.sock.sendall(
             websocket.client_request(
@@ -354,16 +355,20 @@ class Caller:
         return self.frames.pop(0)
 
     def answer(self, call_id: bytes, timeout_s: float = 20.0) -> tuple[calls.Header, bytes]:
-        """The last frame of a call, with its whole payload; State, Log and Item frames are skipped."""
+        """The last frame of a call, with its whole payload; State, Log and Item frames are skipped.
+
+        Calls end in any order: what comes of others meanwhile is kept for their own `answer`.
+        """
         while True:
+            held = self.ends.get(call_id)
+            if held is not None and len(held[1]) >= getattr(held[0], "size", 0):
+                return self.ends.pop(call_id)
             header, payload = self.next(timeout_s)
-            if header.id == call_id and isinstance(header, (calls.Result, calls.Error, calls.End)):
-                size = getattr(header, "size", 0)
-                while len(payload) < size:
-                    part, more = self.next(timeout_s)
-                    assert isinstance(part, calls.Part)
-                    payload += more
-                return header, payload
+            if isinstance(header, (calls.Result, calls.Error, calls.End)):
+                self.ends[header.id] = (header, payload)
+            elif isinstance(header, calls.Part):
+                begun = self.ends[header.id]
+                self.ends[header.id] = (begun[0], begun[1] + payload)
 
     def close(self) -> None:
         self.sock.close()

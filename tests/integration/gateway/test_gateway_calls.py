@@ -196,7 +196,10 @@ def test_timeouts_of_queue_and_call(shared: Stage) -> None:
 
 def test_returning_client_gets_result_or_state_of_a_known_call(shared: Stage) -> None:
     caller = Caller(shared)
-    done, running = call(caller, "square", 6), call(caller, "sleep", 1.5)
+    running = call(caller, "sleep", 1.5)
+    while not (isinstance(header := caller.next()[0], calls.State) and header.state == "started"):
+        pass
+    done = call(caller, "square", 6)
     caller.answer(done)
     caller.close()
     caller = Caller(shared)

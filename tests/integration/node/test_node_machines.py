@@ -246,7 +246,7 @@ def test_commands_with_pipes(root: Path) -> None:
         link.send(ExecStart("exec_5", inst("other"), ("true",)))
         assert "does not run" in (await node.server.exit("exec_5")).error
         # Signals, and the kill of everything a command started.
-        link.send(ExecStart("exec_6", INSTANCE, ("sh", "-c", "trap 'exit 9' TERM; echo up; sleep 100 & wait")))
+        link.send(ExecStart("exec_6", INSTANCE, ("sh", "-c", "trap 'exit 9' TERM; sleep 100 & echo up; wait")))
         await eventually(lambda: node.server.printed("exec_6"), 15)
         link.send(ExecInput("exec_6", signal=int(signal.SIGTERM)))
         assert (await node.server.exit("exec_6")).exit_code == 9

@@ -149,7 +149,7 @@ def test_a_canary_that_fails_its_calls_is_rolled_back(cloud: Cloud, place: Any) 
     shown = in_state(cloud, file, "rolled_back", calling=10)
     assert "calls of the canary failed" in shown["failure"]["message"]
     assert any("rollout: rolled back" in reason for reason in shown["reasons"])
-    assert shown["status"] == "ready"
+    cloud.wait_for(lambda: file.endpoint()["status"] == "ready", 30.0, "the endpoint is ready again")
     assert states(cloud, "bad") == ["current", "rolled_back"]
     cloud.wait_for(lambda: file.seen().workers == old, 30.0, "the canary's worker is gone, the other as it was")
     assert set(calls("bad", 10)) == {1}

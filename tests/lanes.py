@@ -86,7 +86,7 @@ class Lanes:
 def main() -> int:
     """Run everything; the status of the worst run."""
     lanes = Lanes(sys.argv[1:])
-    count = int(os.environ.get("LANES") or min(4, (os.cpu_count() or 1) + 1))
+    count = int(os.environ.get("LANES") or max(2, min(4, os.cpu_count() or 1)))
     threads = [threading.Thread(target=lanes.work, daemon=True) for _ in range(count)]
     began = time.monotonic()
     interrupted = False

@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, RolloutSpec, ScaleSpec
+from nanopod.model.endpoint import LIVE_PHASES, EndpointSpec, Failure, Kind, Phase, RolloutSpec, ScaleSpec, Traffic
 
-Intent = Literal["run", "stop"]
-"""What we want of an instance: `stop` drains it and is never taken back."""
+Intent = Literal["run", "hibernate", "stop"]
+"""What we want of an instance: `hibernate` drains it and keeps it to be woken; `stop` drains it and is never taken
+back."""
 OUT_OF_TIME: Final = "quota:"
 """How the reason of an instance begins that is stopped because its capacity no longer owns its time."""
 Priority = Literal["yield", "normal", "preferred", "critical"]
@@ -57,6 +58,12 @@ class Endpoint:
     """What is known of the newest rollout, as JSON (`scheduler.rollout.decide.RolloutState`); "": nothing yet."""
     rollout: RolloutSpec = RolloutSpec()
     """How the next revision takes over."""
+    cold: int = 0
+    """Hibernated workers wanted besides `target`."""
+    traffic: tuple[Traffic, ...] = ()
+    """As its specification states it."""
+    stopped: bool = False
+    """Asked to run nothing."""
 
     @property
     def full_name(self) -> str:
@@ -218,6 +225,11 @@ class Instance:
     warned: str = ""
     """What it was told of its end, as JSON of `market.quota.Warned`; "" for nothing."""
     tags: Mapping[str, str] = field(default_factory=dict)
+    start_kind: Literal["provision", "wake"] = "provision"
+    """How this epoch was started."""
+    start_at: float | None = None
+    """When this epoch was asked for; with `ready_at` it says how long such a start takes."""
+    hibernated_at: float | None = None
 
     @property
     def live(self) -> bool:
@@ -245,6 +257,33 @@ class Key:
     last_used_at: float | None
     """Accurate to the minute."""
     revoked_at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A Kubernetes object as it was applied: what `nanopod get -f` and `diff` compare with.
+
+    Values of Secrets are not in `document`; they are sealed with the workspace's secrets.
+    """
+
+    manifest_id: str
+    workspace_id: str
+    namespace: str
+    api_version: str
+    kind: str
+    name: str
+    generation: int
+    """Counts changes of the document."""
+    document: str
+    """The object as JSON."""
+    digest: str
+    """SHA-256 (hex) of what was applied, secrets included."""
+    native: tuple[str, ...]
+    """Ids of the objects that were made for it."""
+    status: Mapping[str, Any]
+    """What is known of it besides: conditions of a Job, the models of a server."""
+    created_at: float
+    updated_at: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,13 +21,24 @@ PLACE_CHARS_MAX = 64
 """Of the name of a GPU model or region."""
 """Longest time a request may be parked while an endpoint wakes."""
 
-Kind = Literal["function", "model", "machine"]
-"""`machine`: an instance of a template, which runs a start-up script and has no link to a gateway."""
-EngineKind = Literal["python", "reference", "command"]
-Phase = Literal["queued", "preparing", "starting", "loading", "ready", "draining", "stopping", "ended", "failed"]
+Kind = Literal["function", "model", "machine", "graph"]
+"""`machine`: an instance of a template, which runs a start-up script and has no link to a gateway; `graph`: an
+inference graph, which gateways walk themselves and which has no workers."""
+EngineKind = Literal["python", "reference", "command", "server"]
+"""`server`: our own model server for `ModelSpec.format`."""
+Protocol = Literal["openai", "v1", "v2", "http"]
+"""Families of paths that a model answers: OpenAI's, KServe's V1 and V2, or any path at all."""
+Phase = Literal[
+    "queued", "preparing", "starting", "loading", "ready", "draining", "stopping", "hibernated", "ended", "failed"
+]
 """`queued`: wanted, no agent has it yet; `preparing`: bundle and environment; `starting`: the process runs; `loading`:
-import, contexts, weights, benchmark; `ready`: takes work; `draining`: takes none; `ended`: gone as asked; `failed`."""
-LIVE_PHASES: tuple[Phase, ...] = ("queued", "preparing", "starting", "loading", "ready", "draining", "stopping")
+import, contexts, weights, benchmark; `ready`: takes work; `draining`: takes none; `hibernated`: it holds no time and no
+process, and is woken before a new one is made; `ended`: gone as asked; `failed`."""
+LIVE_PHASES: tuple[Phase, ...] = (
+    "queued", "preparing", "starting", "loading", "ready", "draining", "stopping", "hibernated",
+)  # fmt: skip
+Profile = Literal["auto", "vast", "knative", "coreweave"]
+Metric = Literal["concurrency", "rps", "load", "kv", "tokens", "cpu", "memory"]
 Stage = Literal["bundle", "environment", "import", "context", "benchmark", "engine", "start", "run"]
 
 
@@ -110,6 +121,16 @@ class RolloutSpec:
     """A canary whose share of failed calls is this much above the stable revision's is rolled back."""
     min_calls: int = 20
     """Calls of the canary before its errors are judged."""
+    pinned: bool = False
+    """The previous rolled-out revision keeps all calls while `canary_percent` is 0; the new one waits, tagged."""
+    auto_promote: bool = True
+    """A canary whose bake time is over is promoted; False: only by another specification or by hand."""
+    max_slowdown_percent: float = 0.0
+    """A canary whose median latency is this much above the stable revision's is rolled back; 0: not judged."""
+    duration_s: float = 0.0
+    """Over how long the calls move to a revision that takes over; 0: at once."""
+    tag_routing: bool = False
+    """The newest revision answers to the tag `latest`, the one before to `prev`, whatever their share."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +185,50 @@ class ImageSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """Parameters of the autoscaler that were stated; None and "" stand for the profile's own value.
+
+    Names and meanings are Knative's. Times are seconds, shares are 0 to 1 unless the name says percentage.
+    """
+
+    metrics: tuple[Metric, ...] = ()
+    container_concurrency: int | None = None
+    """Requests that one replica may have at a time; 0: no limit; None: the slots of the worker."""
+    target: float | None = None
+    target_utilization: float | None = None
+    tick_s: float | None = None
+    stable_window_s: float | None = None
+    panic_window_s: float | None = None
+    panic_window_percentage: float | None = None
+    panic_threshold_percentage: float | None = None
+    max_scale_up_rate: float | None = None
+    max_scale_down_rate: float | None = None
+    scale_down_delay_s: float | None = None
+    grace_s: float | None = None
+    """Scale-to-zero grace period."""
+    retention_s: float | None = None
+    """Scale-to-zero pod retention period."""
+    target_burst_capacity: float | None = None
+    initial_scale: int | None = None
+    activation_scale: int | None = None
+    min_scale: int | None = None
+    max_scale: int | None = None
+    """0: no limit. The smaller of this and `max_workers` counts."""
+    enable_scale_to_zero: bool | None = None
+    progress_deadline_s: float | None = None
+    request_timeout_s: float | None = None
+    aggregation: Literal["", "linear", "weighted-exponential"] = ""
+    missing_data: Literal["", "zero", "knative-freeze"] = ""
+    start: Literal["", "stored", "knative"] = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ScaleSpec:
     """Autoscaling settings; names and meaning as `configure_autoscaling` takes them."""
 
     cold_workers: int = 1
     max_workers: int = 16
+    """0: no limit."""
     min_load: float = 1.0
     min_cold_load: float = 0.0
     target_util: float = 0.9
@@ -187,13 +247,43 @@ class ScaleSpec:
     """Share of the workers (0 to 1) that is moved to held time while reclaimable time cannot be had."""
     max_price: float | None = None
     """Most that an hour of a node may cost, in US dollars; None: the cluster's limit."""
+    profile: Profile = "auto"
+    tuning: Tuning = Tuning()
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSpec:
+    """Files that are fetched to `path` of the worker before it starts. `secret` names what opens them.
+
+    `allow`, `ignore`: patterns (fnmatch) on the path below `uri`; `options`: settings of the scheme by their
+    environment names, such as `S3_ENDPOINT`; nothing in them is secret.
+    """
+
+    uri: str
+    path: str = "/mnt/models"
+    secret: str = ""
+    allow: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A further model of a model server that holds several."""
+
+    name: str
+    format: str
+    storage: StorageSpec
+    memory_bytes: int = 0
+    """What is reserved for it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A served model. `engine` reference: `source` is a directory, a packaged name or a hub id; command: `argv`.
+    """A served model. `engine` reference: `source` is a directory, a packaged name or a hub id; command: `argv`;
+    server: our own server for `format`, on the files of `storage`.
 
-    `argv` may contain `{port}`, `{host}` and `{model}`; the engine must speak the OpenAI API there.
+    `argv` may contain `{port}`, `{host}` and `{model}`; the engine must speak one of `protocols` there.
     """
 
     model_id: str
@@ -203,6 +293,64 @@ class ModelSpec:
     slots: int = 8
     ready_path: str = "/v1/models"
     start_s_max: float = 600.0
+    format: str = ""
+    """`sklearn`, `xgboost`, `lightgbm`, `onnx`, `pytorch` (TorchScript) or `huggingface`; "": the engine knows."""
+    protocols: tuple[Protocol, ...] = ("openai",)
+    storage: tuple[StorageSpec, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of the model server: `--name value` arguments of a manifest, without the dashes."""
+    models: tuple[LoadedModel, ...] = ()
+    """Models besides `model_id`."""
+    transformer: tuple[str, ...] = ()
+    """Command of a transformer that requests pass through first; it gets `--predictor_host` and `--model_name`."""
+    explainer: tuple[str, ...] = ()
+    """Command that answers `:explain`; (): there is none."""
+    port: int = 0
+    """Port that the command listens on; 0: it is told one in `PORT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphStep:
+    """A step of a graph node: exactly one of `service`, `url` and `node` says who answers."""
+
+    name: str = ""
+    service: str = ""
+    """An endpoint of the same workspace."""
+    url: str = ""
+    node: str = ""
+    data: Literal["$request", "$response"] = "$request"
+    condition: str = ""
+    """A JSON path (GJSON syntax) on what the step gets."""
+    weight: int = 0
+    """Of a splitter, in percent."""
+    dependency: Literal["Soft", "Hard"] = "Soft"
+    map_predictions: bool = False
+    """`predictions` of the answer before become `instances` of this step's request."""
+
+
+@dataclass(frozen=True, slots=True)
+class GraphNode:
+    """How the steps of one node are taken."""
+
+    router: Literal["Sequence", "Splitter", "Ensemble", "Switch"]
+    steps: tuple[GraphStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """An inference graph; it begins at the node `root`."""
+
+    nodes: Mapping[str, GraphNode]
+    timeout_s: float = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """A share of an endpoint's requests. `revision`: a revision id; "": the newest that is ready."""
+
+    revision: str = ""
+    percent: int = 100
+    tag: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +387,13 @@ class EndpointSpec:
     rollout: RolloutSpec = RolloutSpec()
     files: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of each bundled file, so that a plan can name what differs."""
+    graph: GraphSpec | None = None
+    traffic: tuple[Traffic, ...] = ()
+    """Shares of the requests by revision, as a Knative Service states them; (): the newest gets all, by `rollout`."""
+    manifest: str = ""
+    """Kind of the manifest it was made from, such as `InferenceService`; "": it was not."""
+    stopped: bool = False
+    """It keeps its specification and runs nothing."""
     swap_from: str = ""
     """Code fingerprint of a version from which only function bodies differ: its running workers take this one's
     without a restart. "": workers are replaced."""

@@ -41,6 +41,7 @@ PREFIXES: Final[dict[str, str]] = {
     "dict": "dict_",
     "queue": "queue_",
     "session": "sess_",
+    "manifest": "mfst_",
 }
 ALIASES: Final[dict[str, str]] = {
     "pool_": "cap_",

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from nanopod.model.capacity import Node, Sku
-from nanopod.model.endpoint import AsgiSpec, Failure, FunctionSpec, InstanceSpec, ObservedInstance
+from nanopod.model.endpoint import AsgiSpec, Failure, FunctionSpec, GraphSpec, InstanceSpec, ObservedInstance, Traffic
 
 
 class Message(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="t"):
@@ -57,6 +57,20 @@ class RouteRow(msgspec.Struct, frozen=True):
     asgi: tuple[AsgiSpec, ...] = ()
     price_micro_per_s: float = 0.0
     """What a second of one worker costs, in micro-dollars; 0: not known."""
+    profile: str = "auto"
+    """Whose rules of admission and choice hold: those of `auto` and `vast`, or of `knative` and `coreweave`."""
+    concurrency: int = -1
+    """Requests that one replica may have at a time (Knative's containerConcurrency); 0: no limit; -1: its slots."""
+    max_queue_time_s: float = 30.0
+    eta_s: float = 0.0
+    """Seconds until the next replica is expected to be ready, as of these tables; 0: not known."""
+    protocols: tuple[str, ...] = ()
+    serves: tuple[str, ...] = ()
+    """Names of the models in V1 and V2 paths."""
+    graph: GraphSpec | None = None
+    traffic: tuple[Traffic, ...] = ()
+    """Shares and tags with the revision ids filled in; (): all to `revision_id`."""
+    stopped: bool = False
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -122,6 +136,22 @@ class EndpointSample(msgspec.Struct, frozen=True, array_like=True):
     workload: float = 0.0
     revisions: dict[str, tuple[int, int]] = {}
     """{revision id: (calls that ended, those of them that failed)} in this second."""
+    waiting_load: float = 0.0
+    """Units of load of the requests that wait now."""
+    oldest_wait_s: float = 0.0
+    """How long the first in line has waited."""
+    served: tuple[float, float, int] = (0.0, 0.0, 0)
+    """(units of load, request-seconds, requests) that were completed in this second."""
+    tokens: int = 0
+    """Prompt and generated tokens of what was completed in this second."""
+    latency: dict[str, tuple[int, ...]] = {}
+    """{revision id: requests that ended in this second, by bucket of `LATENCY_BUCKETS_S`}."""
+
+
+LATENCY_BUCKETS_S: tuple[float, ...] = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+)  # fmt: skip
+"""Upper bounds in seconds; one more bucket takes what is above the last."""
 
 
 class Samples(Message, frozen=True, tag="samples"):
@@ -129,6 +159,14 @@ class Samples(Message, frozen=True, tag="samples"):
 
     at: float
     endpoints: list[EndpointSample]
+    poke: bool = False
+    """It is the first request of a quiet endpoint, reported at once; the next sample leaves it out."""
+
+
+class SamplesAck(Message, frozen=True, tag="samples_ack"):
+    """What was sampled up to `at` (Unix seconds) is taken in: it need not be sent again."""
+
+    at: float
 
 
 class WorkerState(Message, frozen=True, tag="worker_state"):
@@ -142,6 +180,10 @@ class WorkerState(Message, frozen=True, tag="worker_state"):
     perf: float | None = None
     """Measured workload per second, when the worker knows it."""
     detail: str = ""
+    kv_use: float = -1.0
+    """Share of its key-value cache that is in use, 0 to 1; -1: its engine does not say."""
+    queued: int = 0
+    """Requests that wait inside its engine."""
 
 
 class MeterRecord(msgspec.Struct, frozen=True, array_like=True):
@@ -332,7 +374,7 @@ class Fault(Message, frozen=True, tag="fault"):
 
 
 AnyMessage = (
-    Fault | GatewayHello | Tables | TablesSeen | Demand | Samples | WorkerState | MeterSegment | MeterAck
+    Fault | GatewayHello | Tables | TablesSeen | Demand | Samples | SamplesAck | WorkerState | MeterSegment | MeterAck
     | AgentHello | AgentWelcome | Wanted | Observed | Heartbeat
     | SecretQuery | SecretValues | LogQuery | LogPage | ExecStart | ExecInput | ExecOutput | ExecExit
 )  # fmt: skip

@@ -232,8 +232,28 @@ vast_version: Final = Table(
     sqlite_autoincrement=True,
 )
 
+manifest: Final = Table(
+    "manifest",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("workspace_id", String, nullable=False),
+    Column("namespace", String, nullable=False),
+    Column("api_version", String, nullable=False),
+    Column("kind", String, nullable=False),
+    Column("name", String, nullable=False),
+    Column("generation", Integer, nullable=False, server_default="1"),
+    Column("document", Text, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("native", Text, nullable=False, server_default="[]"),
+    Column("status", Text, nullable=False, server_default="{}"),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    UniqueConstraint("workspace_id", "namespace", "kind", "name"),
+)
+"""Kubernetes objects as they were applied; values of Secrets are not among them."""
+
 TABLES: Final = (
     call, schedule, secret, secret_version, volume, volume_version, shared_dict, dict_entry, shared_queue, queue_item,
-    vast_deployment, vast_version,
+    vast_deployment, vast_version, manifest,
 )  # fmt: skip
 """All of them, in the order of making."""

@@ -76,6 +76,9 @@ def _instance(row: Row[Any]) -> Instance:
         early_block=row.early_block,
         warned=row.warned,
         tags=tags_of(row.tags),
+        start_kind=row.start_kind,
+        start_at=row.start_at,
+        hibernated_at=row.hibernated_at,
     )
 
 

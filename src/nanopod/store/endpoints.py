@@ -9,7 +9,7 @@ import msgspec
 from sqlalchemy import Row, Select, and_, delete, func, insert, or_, select, update
 
 from nanopod.model.chain import Endpoint, Revision
-from nanopod.model.endpoint import EndpointSpec, Failure, RolloutSpec, ScaleSpec
+from nanopod.model.endpoint import EndpointSpec, Failure, RolloutSpec, ScaleSpec, Traffic
 from nanopod.store.base import Base, to_json
 from nanopod.store.schema import deployment, endpoint, event, instance, revision
 
@@ -26,6 +26,7 @@ _GENERATIONS: Final = (
 _spec: Final = lru_cache(256)(msgspec.json.Decoder(EndpointSpec).decode)
 _scale: Final = lru_cache(1024)(msgspec.json.Decoder(ScaleSpec).decode)
 _rollout: Final = lru_cache(256)(msgspec.json.Decoder(RolloutSpec).decode)
+_traffic: Final = lru_cache(256)(msgspec.json.Decoder(tuple[Traffic, ...]).decode)
 failure_of: Final = lru_cache(256)(msgspec.json.Decoder(Failure).decode)
 """A failure from its column."""
 reasons_of: Final = lru_cache(1024)(msgspec.json.Decoder(tuple[str, ...]).decode)
@@ -58,6 +59,9 @@ def _endpoint(row: Row[Any]) -> Endpoint:
         canary_at=row.canary_at,
         canary_state=row.canary_state,
         rollout=_rollout(row.rollout) if row.rollout else RolloutSpec(),
+        cold=row.cold,
+        traffic=_traffic(row.traffic) if row.traffic else (),
+        stopped=row.stopped,
     )
 
 
@@ -132,6 +136,8 @@ class EndpointRows(Base):
             scale=to_json(spec.scale),
             scale_fingerprint=spec.fingerprints.scale,
             rollout=to_json(spec.rollout),
+            traffic=to_json(spec.traffic) if spec.traffic else "",
+            stopped=spec.stopped,
             target=-1,
             reasons="[]",
             scale_state=b"",
@@ -263,7 +269,7 @@ class EndpointRows(Base):
 def plain(values: dict[str, Any]) -> dict[str, Any]:
     """Structured values as their columns keep them."""
     plain = dict(values)
-    for name in ("failure", "scale", "reasons", "spec", "rollout"):
+    for name in ("failure", "scale", "reasons", "spec", "rollout", "traffic"):
         if plain.get(name) is not None:
             plain[name] = to_json(plain[name])
     return plain

@@ -15,13 +15,13 @@ from typing import Final
 from sqlalchemy import Connection, MetaData, inspect
 
 from nanopod.store import ledger_schema, schema
-from nanopod.store.app_step import app_step
+from nanopod.store.app_step import app_step, manifest_step
 from nanopod.store.market_step import market_step
 
 log = logging.getLogger(__name__)
 
 Step = Callable[[Connection], None]
-STEPS: Final[tuple[Step, ...]] = (ledger_schema.create, market_step, app_step)
+STEPS: Final[tuple[Step, ...]] = (ledger_schema.create, market_step, app_step, manifest_step)
 """Step number n brings version n to n + 1; version 1 is the first one there was."""
 WHOLE: Final[MetaData] = schema.metadata
 """Every table: the steps import all modules that define some."""

@@ -139,6 +139,9 @@ endpoint: Final = Table(
     Column("canary_at", Float),
     Column("canary_state", Text, nullable=False, server_default=""),
     Column("rollout", Text, nullable=False, server_default=""),
+    Column("cold", Integer, nullable=False, server_default="0"),
+    Column("traffic", Text, nullable=False, server_default=""),
+    Column("stopped", Boolean, nullable=False, server_default=text("false")),
 )
 Index(
     "endpoint_name",
@@ -231,6 +234,9 @@ instance: Final = Table(
     Column("early_block", BigInteger),
     Column("warned", Text, nullable=False, server_default=""),
     Column("tags", Text, nullable=False, server_default="{}"),
+    Column("start_kind", String, nullable=False, server_default="provision"),
+    Column("start_at", Float),
+    Column("hibernated_at", Float),
     Index("instance_endpoint", "endpoint_id", "ended_at"),
     Index("instance_capacity", "capacity_id", "ended_at"),
     Index("instance_deployment", "deployment_id", "ended_at"),

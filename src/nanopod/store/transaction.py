@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nanopod.store.activations import ActivationRows
+from nanopod.store.applied import AppliedRows
 from nanopod.store.automation import AutomationRows
 from nanopod.store.calls import CallRows
 from nanopod.store.catalogue import CatalogueRows
@@ -26,8 +27,8 @@ from nanopod.store.volumes import VolumeRows
 
 
 class Transaction(
-    ActivationRows, AutomationRows, CallRows, CatalogueRows, ChainRows, ChargeRows, DictRows, EndpointRows, KeyRows,
-    LedgerRows, MarketRows, NodeRows, NoticeRows, QueueRows, ScheduleRows, SecretRows, TradeRows, UsageRows, VastRows,
-    VolumeRows, WebhookRows,
+    ActivationRows, AppliedRows, AutomationRows, CallRows, CatalogueRows, ChainRows, ChargeRows, DictRows, EndpointRows,
+    KeyRows, LedgerRows, MarketRows, NodeRows, NoticeRows, QueueRows, ScheduleRows, SecretRows, TradeRows, UsageRows,
+    VastRows, VolumeRows, WebhookRows,
 ):  # fmt: skip
     """One transaction. It ends with the function it was given to; never keep it."""

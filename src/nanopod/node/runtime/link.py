@@ -33,6 +33,9 @@ REDIAL_S_MAX_HELD: Final = 0.5
 """While calls are unresolved: the gateway waits 5 s for them after a break."""
 MISSES_MAX: Final = 3
 STATE_S: Final = 0.1
+GOODBYE: Final = b"goodbye!"
+"""Payload of the last PING."""
+GOODBYE_S_MAX: Final = 1.0
 READ_BYTES: Final = 256 << 10
 HEAD_BYTES_MAX: Final = 16_384
 
@@ -151,6 +154,8 @@ class Link(threading.Thread):
         self._state_sent_at = 0.0
         self._state_dirty = False
         self._closing = False
+        self._answered = False
+        """The gateway has heard that no more is taken."""
         self._ping_s = 2.0
         self._wake_read, self._wake_write = os.pipe()
         for fd in (self._wake_read, self._wake_write):
@@ -261,6 +266,7 @@ class Link(threading.Thread):
 
     def _serve(self, sock: socket.socket, kept: bytes) -> None:
         connection = Connection(sock, self.wake)
+        self._answered = False
         connection.post(frames.pack(frames.HELLO, 0, _json(self._handler.hello())))
         connection.flush()
         reason = "closed by the gateway"
@@ -290,12 +296,20 @@ class Link(threading.Thread):
             self._take(connection, reader.feed(kept))
         now = time.monotonic()
         misses, ping_at, welcome_by = 0, now + self._ping_s, now + WELCOME_S_MAX
-        while not self._closing or connection.has_backlog:
+        said_at = 0.0
+        while True:
+            if self._closing and not connection.has_backlog:
+                if not said_at:
+                    said_at = self._say_goodbye(connection)
+                elif self._answered or self.connection is None or time.monotonic() > said_at + GOODBYE_S_MAX:
+                    return "closed"
             wanted = select.POLLIN | (select.POLLOUT if connection.has_backlog else 0)
             if wanted != watching:
                 poller.modify(sock, wanted)
                 watching = wanted
             due = ping_at if not self._state_dirty else min(ping_at, self._state_sent_at + STATE_S)
+            if said_at:
+                due = min(due, said_at + GOODBYE_S_MAX)
             for fd, event in poller.poll(max(0.0, due - time.monotonic()) * 1000 + 1):
                 if fd == self._wake_read:
                     self._drain_wake()
@@ -321,7 +335,17 @@ class Link(threading.Thread):
                 connection.post(frames.pack(frames.PING, 0, time.monotonic_ns().to_bytes(8, "big")))
                 connection.flush()
             self._send_state(connection, now)
-        return "closed"
+
+    def _say_goodbye(self, connection: Connection) -> float:
+        """Tell the gateway that no more is taken, and ask for an answer; when that was.
+
+        What it sent before it heard of that comes before its answer and is handed back: a call that was left in the
+        socket might have started for all the gateway knows.
+        """
+        connection.post(frames.pack(frames.GOAWAY, 0, b""))
+        connection.post(frames.pack(frames.PING, 0, GOODBYE))
+        connection.flush()
+        return time.monotonic()
 
     def _send_state(self, connection: Connection, now: float) -> None:
         if self._state_dirty and self.connection is not None and now >= self._state_sent_at + STATE_S:
@@ -338,6 +362,10 @@ class Link(threading.Thread):
         own = False
         for kind, stream_id, flags, epoch, payload in arrived:
             if kind == frames.OPEN:
+                if self._closing:
+                    connection.post(frames.pack_reset(stream_id, frames.REFUSED, "draining", epoch))
+                    own = True
+                    continue
                 stream = Stream(connection, stream_id, epoch, connection.window_bytes)
                 streams[stream_id] = stream
                 handler.on_open(stream, payload, end=bool(flags & frames.FLAG_END))
@@ -379,7 +407,9 @@ class Link(threading.Thread):
             self.tell_shim(linked=True)
         elif kind == frames.RELEASE:
             self._handler.on_release([payload[at : at + 16] for at in range(0, len(payload) - 15, 16)])
-        elif kind not in (frames.PONG, frames.WINDOW, frames.GOAWAY) and not flags & frames.FLAG_OPTIONAL:
+        elif kind == frames.PONG:
+            self._answered = self._answered or payload == GOODBYE
+        elif kind not in (frames.WINDOW, frames.GOAWAY) and not flags & frames.FLAG_OPTIONAL:
             raise frames.ProtocolError(f"frame {kind} does not belong on stream 0")
 
 

@@ -51,8 +51,8 @@ $(VENV)/.bench: $(STAMP)
 bench: $(VENV)/.bench  ## ratios to a yardstick of the same run; ONLY=name runs one
 	@$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(ARGS)
 
-sim: $(STAMP)  ## replay the scaling rule on a synthetic day of requests
-	@$(BIN)/nanopod sim $(ARGS)
+sim: $(STAMP)  ## `auto` against Knative's rule on four loads: GPU-minutes and waits
+	@$(BIN)/nanopod sim compare $(ARGS)
 
 docs: $(STAMP)  ## check the documents: links, commands, the reference, the tutorial, the examples
 	@$(BIN)/python -m pytest tests/unit/house tests/e2e/test_tutorial.py tests/e2e/test_examples.py $(ARGS)

@@ -24,6 +24,8 @@ CELLS = {
     "gateway": "bench.gateway",
     "start": "bench.start",
     "market": "bench.market",
+    "scale_added_p50_ms_500rps": "bench.scaling:added_at_rate",
+    "scale_from_zero_s": "bench.scaling:from_zero",
 }
 """Module (and function, else `run`) of each cell. The names of its figures begin with its own."""
 

@@ -19,7 +19,7 @@ from nanopod import Deployment, NanopodError, Retries, current_call
 
 app = Deployment(name="policies")
 app.image("python").env(POLICIES_FILE=os.environ["POLICIES_FILE"])
-app.configure_autoscaling(cold_workers=2, max_workers=2)
+app.configure_autoscaling(min_scale=2, max_workers=2)
 class Busy(Exception):
     pass
 

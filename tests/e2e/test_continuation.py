@@ -106,7 +106,7 @@ def test_as_many_identical_streams_as_kills(one: Cloud, kills: int) -> None:
 @pytest.mark.timeout(300)
 def test_another_ready_worker_takes_over_at_once() -> None:
     with Cloud() as two:
-        two.serve("nanopod-tiny", scale={"cold_workers": 2, "max_workers": 2})
+        two.serve("nanopod-tiny", scale={"max_workers": 2, "tuning": {"min_scale": 2}})
         two.wait_ready("nanopod-tiny", 2)
         want = anonymous(list(events(two, MODES[1])))
         lines: list[str] = []

@@ -31,7 +31,7 @@ from nanopod import Deployment
 
 app = Deployment(name="map-chaos")
 app.image("python").env(CHAOS_FILE=os.environ["CHAOS_FILE"])
-app.configure_autoscaling(cold_workers=2, max_workers=2)
+app.configure_autoscaling(min_scale=2, max_workers=2)
 running = 0
 LIMIT = int(os.environ.get("CHAOS_ITEMS", "0"))
 PAUSE_S = float(os.environ.get("CHAOS_PAUSE_S", "0.05"))

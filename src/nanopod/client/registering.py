@@ -99,7 +99,9 @@ class Registering:
 
     def configure_rollout(self, **settings: Any) -> None:
         """How an update takes over: `canary` (percent of the calls; 0: all at once), `bake` (seconds until a good
-        canary gets the rest by itself; 0: by hand), `auto_rollback`, `max_error_percent`, `min_calls`.
+        canary gets the rest by itself; 0: by hand), `auto_promote`, `auto_rollback`, `max_error_percent`,
+        `max_slowdown_percent` (of the median latency; 0: not judged), `min_calls` before either is judged, `duration`
+        (seconds over which calls move to a version that takes over; 0: at once).
 
         Later calls add to earlier ones. An unknown name or an impossible value raises `Invalid`.
         """

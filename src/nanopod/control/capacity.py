@@ -150,7 +150,9 @@ class MachineReconciler:
             for sku_id in kinds_of(nodes):
                 market.supply_changed(sku_id)
         if plan.state == "lost":
-            for instance_id in plan.snapshot.instances:
+            gone = {node.node_id for node in nodes}
+            asleep = [one.instance_id for one in write.instances_live() if not one.node_id and one.home in gone]
+            for instance_id in [*plan.snapshot.instances, *asleep]:
                 write.signal("instance", instance_id, now)
         wake_homeless(write, now)
         wake_waiting(write, now)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nanopod.control.ports import Reads, Writes
 from nanopod.market.views import availability, quote
-from nanopod.model.chain import Deployment, Template
+from nanopod.model.chain import Deployment, Revision, Template
 from nanopod.model.endpoint import EndpointSpec, ScaleSpec
 from nanopod.model.money import Rate
 from nanopod.scheduler.placement.fit import Choice, Facts, Fitting, Option, choose, fitting, price_cap
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 NAME_MAX: Final = 240
 """Characters of a name that leave room for what is added to it."""
 SUFFIX: Final = 6
+SCARCE: Final = ("no_supply", "price_above_limit")
+"""What a procurement says while time on its kind of node cannot be had: others are looked at."""
 
 
 def places_up(read: Reads) -> dict[str, int]:
@@ -65,6 +67,27 @@ def fitting_kinds(read: Reads, spec: EndpointSpec, places: Collection[str]) -> F
     facts = facts_of(read)
     kinds = [(sku, facts.get(sku.sku_id, {})) for sku in read.skus() if sku.sku_id in places]
     return fitting(spec.image.query, kinds, strict=spec.image.strict)
+
+
+def kinds_for(
+    read: Reads, deployment: Deployment, revision: Revision, short: str
+) -> tuple[tuple[str, ...], str]:  # fmt: skip
+    """(the kinds of nodes it could move to, why there is none); nothing while its own kind will do.
+
+    Its own kind will do while one of its nodes is up and time on it can be had.
+    """
+    places = places_up(read)
+    own = deployment.sku_id in places
+    scarce = own and short.startswith(SCARCE)
+    if not places or (own and not scarce):
+        return (), ""
+    places = {sku_id: count for sku_id, count in places.items() if sku_id not in retired(read)}
+    if not places:
+        return (), "" if own else "every kind of node that is up is deprecated"
+    found = fitting_kinds(read, revision.spec, places)
+    if own:
+        return tuple(one for one in found.good if one != deployment.sku_id), ""
+    return (found.good, "") if found.good else ((), found.said)
 
 
 def options_of(market: Market, read: Reads) -> list[Option]:

@@ -7,26 +7,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-import msgspec
-
 from nanopod.control import rollouts
 from nanopod.control.choosing import retire_template
-from nanopod.control.live import Live, Load
+from nanopod.control.live import Live
 from nanopod.control.ports import Plan, Reads, Writes
 from nanopod.control.rollouts import FAILURES_MAX, ROLLED_BACK
+from nanopod.control.scaling import Kept, Watch
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
-from nanopod.model.endpoint import EndpointSpec, Failure, ScaleSpec
-from nanopod.scheduler.autoscale.decide import Observed, ScaleState, decide
-from nanopod.scheduler.rollout.decide import decide as judge_rollout
+from nanopod.model.endpoint import EndpointSpec, Failure
+from nanopod.scheduler.autoscale.reasons import explain
 
 log = logging.getLogger(__name__)
 
-STORE_S: Final = 10.0
-"""The autoscaler's memory is stored at least this often while it changes."""
 DELETED_RECHECK_S: Final = 5.0
-
-_state: Final = msgspec.json.Decoder(ScaleState).decode
-_encode: Final = msgspec.json.Encoder().encode
 
 
 def slots_of(spec: EndpointSpec) -> int:
@@ -49,13 +42,10 @@ class EndpointSnapshot:
     """The newest revision before the wanted one that had a ready worker once."""
     ready: frozenset[str] = frozenset()
     """Instances that take work now."""
-    perf: float | None = None
-    state: ScaleState = field(default_factory=ScaleState)
-    stored_at: float = 0.0
     serving: Revision | None = None
     """The revision that its deployment runs, where that is not the newest."""
-    outcomes: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """{revision: (calls that ended, those that failed)} since the last look."""
+    outcomes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """{revision: (calls that ended, those that failed, and by bucket of their latency)} since the last look."""
 
     @property
     def spec(self) -> EndpointSpec:
@@ -85,79 +75,15 @@ class EndpointPlan(Plan):
     snapshot: EndpointSnapshot | None = None
     target: int = 0
     scale_reasons: tuple[str, ...] = ()
-    state: ScaleState = field(default_factory=ScaleState)
+    cold: int = 0
+    kept: Kept | None = None
+    """The autoscaler's memory as of this decision."""
     failure: Failure | None = None
     revision_id: str = ""
     delete: bool = False
     purge: bool = False
-    stopped: bool = False
     at: float = 0.0
-    look_in_s: float | None = None
-    """Seconds until the count may change by the passing of time alone."""
     judged: Judged | None = None
-
-
-@dataclass(slots=True)
-class Watched:
-    """What the pulse needs to know of an endpoint between two looks of the reconciler."""
-
-    scale: ScaleSpec
-    target: int
-    ready: int
-    starting: int
-    slots: int
-    perf: float | None
-    look_at: float = float("inf")
-    stopped: bool = False
-    """Its newest revision cannot start: only an update brings it back, demand does not."""
-
-
-@dataclass(slots=True)
-class Watch:
-    """Decides in memory, on every sample and demand, whether an endpoint's count would change.
-
-    So an endpoint under steady load costs no transaction; only a changed count makes the reconciler look.
-    """
-
-    live: Live
-    known: dict[str, Watched] = field(default_factory=dict)
-
-    def step(self, endpoint_id: str, now: float) -> bool:
-        """Move the endpoint's windows on; true when the reconciler should look."""
-        watched = self.known.get(endpoint_id)
-        load = self.live.loads.get(endpoint_id)
-        if watched is None or load is None or load.state is None:
-            return True
-        if watched.stopped:
-            return False
-        seen = self.observed(endpoint_id, watched, now)
-        load.state, decision = decide(watched.scale, load.state, seen, now)
-        watched.look_at = now + decision.recheck_s if decision.recheck_s is not None else float("inf")
-        return decision.target != watched.target
-
-    def observed(self, endpoint_id: str, watched: Watched, now: float) -> Observed:
-        """What the autoscaler sees now."""
-        return self.live.observed(
-            endpoint_id,
-            now,
-            ready=watched.ready,
-            starting=watched.starting,
-            slots=watched.slots,
-            perf=watched.perf,
-        )
-
-    def due(self, now: float) -> list[str]:
-        """Endpoints whose count would change by the passing of time alone, or whose activity is to be stored."""
-        return [key for key, watched in list(self.known.items()) if self._due(key, watched, now)]
-
-    def _due(self, key: str, watched: Watched, now: float) -> bool:
-        if watched.look_at <= now and self.step(key, now):
-            return True
-        load = self.live.loads.get(key)
-        if load is None or load.state is None or now - load.stored_at < STORE_S:
-            return False
-        # A server that comes back must not take an endpoint for idle that was busy a moment ago.
-        return load.state.active_at - load.stored_active_at >= STORE_S
 
 
 class EndpointReconciler:
@@ -184,19 +110,13 @@ class EndpointReconciler:
             earlier = [one for one in known if one.healthy_at is not None and one.state != ROLLED_BACK]
             older = earlier[-1] if earlier else None
         other = deployment.revision_id != revision.revision_id
-        links = {i.instance_id: self._live.link(i.instance_id, i.epoch) for i in instances}
-        perfs = [link.perf for link in links.values() if link is not None and link.perf is not None]
-        load = self._live.loads.get(key)
         return EndpointSnapshot(
             endpoint,
             deployment,
             revision,
             instances,
             older,
-            ready=frozenset(key for key, link in links.items() if link is not None and link.ready),
-            perf=sum(perfs) / len(perfs) if perfs else None,
-            state=_remembered(endpoint, load),
-            stored_at=load.stored_at if load is not None else 0.0,
+            ready=frozenset(i.instance_id for i in instances if self._live.ready(i.instance_id, i.epoch)),
             serving=read.revision(deployment.revision_id) if other else None,
             outcomes=self._live.outcomes(key),
         )
@@ -208,16 +128,10 @@ class EndpointReconciler:
             return self._plan_deleted(snapshot, now)
         if endpoint.ttl_s is not None and now >= endpoint.heartbeat_at + endpoint.ttl_s:
             reason = f"no client gave a sign of life for {endpoint.ttl_s:g} s (ttl): it is taken down"
-            return EndpointPlan((reason,), True, 0.0, snapshot, 0, (reason,), snapshot.state, delete=True, at=now)
+            return EndpointPlan((reason,), True, 0.0, snapshot, 0, (reason,), delete=True, at=now)
         judged = _judge_canary(snapshot, now) if rollouts.has_canary(endpoint) else _judge(snapshot)
-        failure, revision_id, stopped = judged.failure, judged.revision_id, judged.stopped
-        watched = self._watched(snapshot)
-        seen = self._watch.observed(endpoint.endpoint_id, watched, now)
-        state, decision = decide(endpoint.scale, snapshot.state, seen, now)
-        target, reasons = decision.target, decision.reasons
-        if stopped:
-            assert failure is not None
-            target, reasons = 0, (f"0: its newest revision cannot start ({failure.stage}): {failure.message}",)
+        failure, revision_id = judged.failure, judged.revision_id
+        target, cold, reasons, due = self._decide(snapshot, judged, now)
         said: list[str] = []
         if target != endpoint.target:
             said.append(f"{max(0, endpoint.target)} -> {target} workers: {'; '.join(reasons)}")
@@ -229,26 +143,53 @@ class EndpointReconciler:
             said.append(f"runs revision {revision_id}")
         changes = (
             target != endpoint.target
+            or cold != endpoint.cold
             or failure != endpoint.failure
             or revision_id != snapshot.deployment.revision_id
             or target != snapshot.deployment.target_instance_count
             or bool(judged.columns)
-            or (now - snapshot.stored_at >= STORE_S and _encode(state) != endpoint.scale_state)
+            or due
         )
+        kept = self._watch.memory(endpoint.endpoint_id) if changes else None
         ttl_left_s = None if endpoint.ttl_s is None else endpoint.heartbeat_at + endpoint.ttl_s - now
         looks = [one for one in (ttl_left_s, judged.recheck_s) if one is not None]
         return EndpointPlan(
-            *(tuple(said), changes, min(looks, default=None), snapshot, target, reasons, state, failure, revision_id),
-            stopped=stopped,
+            *(tuple(said), changes, min(looks, default=None), snapshot, target, reasons, cold, kept),
+            failure=failure,
+            revision_id=revision_id,
             at=now,
-            look_in_s=decision.recheck_s,
             judged=judged,
         )
+
+    def _decide(
+        self, snapshot: EndpointSnapshot, judged: Judged, now: float
+    ) -> tuple[int, int, tuple[str, ...], bool]:  # fmt: skip
+        """(workers, hibernated workers, why, whether the memory is to be written in any case)."""
+        endpoint, spec = snapshot.endpoint, snapshot.spec
+        watched = self._watch.look(
+            *(endpoint, spec, slots_of(spec), snapshot.instances, snapshot.deployment.sku_id, now)
+        )  # fmt: skip
+        rests = ""
+        if endpoint.stopped:
+            rests = "0: it is stopped"
+        elif endpoint.kind == "graph":
+            rests = "0: gateways walk a graph, it has no workers"
+        elif judged.stopped:
+            assert judged.failure is not None
+            rests = f"0: its newest revision cannot start ({judged.failure.stage}): {judged.failure.message}"
+        watched.rests = bool(rests)
+        if rests:
+            return 0, 0, (rests,), False
+        decision = self._watch.decided(endpoint.endpoint_id, now)
+        target, cold = self._watch.wanted(watched)
+        due = self._watch.is_due(endpoint.endpoint_id, now)
+        return target, cold, explain(watched.spec, watched.state, decision, now), due
 
     def _plan_deleted(self, snapshot: EndpointSnapshot, now: float) -> EndpointPlan:
         """On its way out: nothing runs any more, then nothing is left."""
         gone = not snapshot.instances
-        stop = not gone and snapshot.deployment.target_instance_count != 0
+        stays = any(i.intent != "stop" for i in snapshot.instances)
+        stop = not gone and (snapshot.deployment.target_instance_count != 0 or stays)
         return EndpointPlan(
             ("it is gone",) if gone else (),
             gone or stop,
@@ -257,22 +198,6 @@ class EndpointReconciler:
             revision_id=snapshot.deployment.revision_id,
             purge=gone,
             at=now,
-        )
-
-    def _watched(self, snapshot: EndpointSnapshot) -> Watched:
-        running = [i for i in snapshot.instances if i.intent == "run"]
-        starting = [
-            i
-            for i in running
-            if i.node_id and i.ready_at is None and i.phase != "failed" and i.instance_id not in snapshot.ready
-        ]
-        return Watched(
-            scale=snapshot.endpoint.scale,
-            target=snapshot.endpoint.target,
-            ready=sum(1 for i in running if i.instance_id in snapshot.ready),
-            starting=len(starting),
-            slots=slots_of(snapshot.spec),
-            perf=snapshot.perf,
         )
 
     def commit(self, plan: EndpointPlan, write: Writes, now: float) -> None:
@@ -293,7 +218,8 @@ class EndpointReconciler:
                 target=plan.target,
                 reasons=plan.scale_reasons,
                 failure=plan.failure,
-                scale_state=_encode(plan.state),
+                cold=plan.cold,
+                **({"scale_state": plan.kept.text} if plan.kept is not None else {}),
                 **({"deleted_at": now} if plan.delete else {}),
                 **(plan.judged.columns if plan.judged is not None else {}),
             )
@@ -303,6 +229,8 @@ class EndpointReconciler:
         back = plan.judged is not None and plan.judged.rolled_back
         moved = (
             back
+            or plan.cold != endpoint.cold
+            or endpoint.deleted_at is not None
             or plan.target != deployment.target_instance_count
             or plan.revision_id not in ("", deployment.revision_id)
         )
@@ -315,6 +243,9 @@ class EndpointReconciler:
                 **({"fails": 0, "not_before": 0.0} if back else {}),
             )
             write.signal("deployment", deployment.deployment_id, now)
+        if plan.judged is not None and rollouts.moves(endpoint, plan.judged.columns):
+            write.signal("deployment", deployment.deployment_id, now)
+            write.hint("tables")
         if plan.delete:
             retire_template(write, deployment)
             write.signal("endpoint", endpoint.endpoint_id, now)
@@ -328,37 +259,12 @@ class EndpointReconciler:
         if plan.purge or plan.delete or plan.snapshot.endpoint.deleted_at is not None:
             self._forget(endpoint_id)
             return
-        load = self._live.loads.setdefault(endpoint_id, Load())
         self._live.taken(endpoint_id, plan.snapshot.outcomes)
-        if load.state is None:
-            load.stored_active_at = plan.snapshot.state.active_at
-        load.state = plan.state
-        if plan.changes:
-            load.stored_at, load.stored_active_at = plan.at, plan.state.active_at
-        watched = self._watched(plan.snapshot)
-        watched.target = plan.target
-        watched.stopped = plan.stopped
-        if plan.look_in_s is not None and not plan.stopped:
-            watched.look_at = plan.at + plan.look_in_s
-        self._watch.known[endpoint_id] = watched
+        if plan.kept is not None:
+            self._watch.stored(endpoint_id, plan.kept, plan.target, plan.cold, plan.at)
 
     def _forget(self, endpoint_id: str) -> None:
-        self._watch.known.pop(endpoint_id, None)
-        self._live.forget(endpoint_id)
-
-
-def _remembered(endpoint: Endpoint, load: Load | None) -> ScaleState:
-    """The autoscaler's memory: this process's own, else the stored one, else a new one."""
-    if endpoint.target < 0:
-        return ScaleState()  # new, or to be tried anew
-    if load is not None and load.state is not None:
-        return load.state
-    if endpoint.scale_state:
-        try:
-            return _state(endpoint.scale_state)
-        except msgspec.MsgspecError:
-            log.warning("endpoint=%s scale_state=unreadable: it begins anew", endpoint.endpoint_id)
-    return ScaleState()
+        self._watch.forget(endpoint_id)
 
 
 def _judge(snapshot: EndpointSnapshot) -> Judged:
@@ -387,13 +293,9 @@ def _judge(snapshot: EndpointSnapshot) -> Judged:
 def _judge_canary(snapshot: EndpointSnapshot, now: float) -> Judged:
     """Whether the canary is promoted, waits or is rolled back."""
     endpoint, revision = snapshot.endpoint, snapshot.revision
-    mine = [i for i in snapshot.instances if i.revision_id == revision.revision_id]
-    ready_at = endpoint.canary_at
-    if ready_at is None and any(i.instance_id in snapshot.ready for i in mine):
-        ready_at = now
-    before = rollouts.state_of(endpoint)
-    seen = rollouts.seen_of(endpoint, revision, ready_at, snapshot.outcomes)
-    state, verdict = judge_rollout(endpoint.rollout, before, seen, now)
+    columns, state, verdict = rollouts.look(
+        endpoint, revision, snapshot.instances, snapshot.ready, snapshot.outcomes, now
+    )  # fmt: skip
     stable = endpoint.stable_revision_id
     if verdict.action == "promote":
         reason = f"the canary is promoted: {verdict.reason}"
@@ -403,9 +305,4 @@ def _judge_canary(snapshot: EndpointSnapshot, now: float) -> Judged:
         columns = rollouts.gone_back(state, revision.revision_id, reason)
         failure = rollouts.bad_canary(reason, revision)
         return Judged(failure, stable, columns=columns, rolled_back=True, reason=reason)
-    columns = {}
-    if state != before:
-        columns["canary_state"] = rollouts.text_of(state)
-    if ready_at != endpoint.canary_at:
-        columns["canary_at"] = ready_at
     return Judged(None, stable, columns=columns, recheck_s=verdict.recheck_s)

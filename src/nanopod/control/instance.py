@@ -5,6 +5,9 @@ of an instance never run at once. A start that fails by the user's fault ends th
 and the revision's failures are counted); anything else is tried again in place, then elsewhere. An instance without an
 endpoint runs a script, not a worker: it is ready when its agent says so, and a crash ends it as failed.
 
+One that is to hibernate drains like one that stops; then its row stays, without time, place or process, until it is
+woken under a new epoch or its node is gone. A wake that fails ends the instance: its deployment makes a new one.
+
 Whether an instance may run is decided by the desk (its capacity's quota); here only those it granted are placed, and
 what ends is told to it in the same transaction.
 """
@@ -14,7 +17,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Plan, Reads, Writes
@@ -43,7 +46,7 @@ ROOM_RECHECK_S: Final = 5.0
 QUOTA_RECHECK_S: Final = 30.0
 """A grant wakes the instance at once; this only keeps the reason of its waiting fresh."""
 
-Step = Literal["none", "place", "wait", "restart", "ready", "end"]
+Step = Literal["none", "place", "wait", "restart", "ready", "hibernate", "end"]
 
 
 def backoff_s(fails: int, key: str) -> float:
@@ -120,12 +123,14 @@ class InstanceReconciler:
         near: set[str] = set()
         node: Node | None = None
         why = ""
-        if instance.node_id is not None:
-            node = next((known for known in read.nodes() if known.node_id == instance.node_id), None)
+        if instance.node_id is not None or instance.phase == "hibernated":
+            at = instance.node_id or instance.home
+            node = next((known for known in read.nodes() if known.node_id == at), None)
         elif instance.intent == "run" and instance.granted_at is None:
             why = awaits(read, instance)
         elif instance.intent == "run":
             candidates = candidates_of(read)
+            near |= {instance.home} - {""}
             for other in self._siblings(read, instance):
                 if other.node_id and other.phase == "failed" and other.revision_id == instance.revision_id:
                     avoid[other.node_id] = avoid.get(other.node_id, 0) + 1
@@ -150,6 +155,8 @@ class InstanceReconciler:
         instance = snapshot.instance
         lost = snapshot.node is not None and snapshot.node.state == "lost"
         over = instance.phase in ("ended", "failed")
+        if instance.intent == "hibernate":
+            return self._plan_hibernation(snapshot, lost, over)
         if instance.intent == "stop":
             if instance.node_id is None or over or lost:
                 reason = "its node is lost" if lost else instance.reason or "stopped as asked"
@@ -166,8 +173,31 @@ class InstanceReconciler:
             return self._after_failure(snapshot, now)
         if snapshot.ready and instance.ready_at is None:
             took_s = snapshot.at - instance.created_at if instance.epoch == 1 else now - instance.not_before
+            if instance.start_kind == "wake" and instance.start_at is not None:
+                took_s = now - instance.start_at
             return InstancePlan((f"ready after {took_s:.2f} s",), True, None, snapshot, "ready")
         return InstancePlan(snapshot=snapshot)
+
+    def _plan_hibernation(self, snapshot: InstanceSnapshot, lost: bool, over: bool) -> InstancePlan:
+        """The next step of one that is to hibernate, or does."""
+        instance = snapshot.instance
+        reason = ""
+        if instance.phase == "hibernated":
+            if snapshot.node is None or lost:
+                reason = "the node that it would be woken on is gone"
+        elif instance.node_id is None and instance.start_kind == "wake":
+            return InstancePlan(("hibernated again: its wake was taken back",), True, None, snapshot, "hibernate")
+        elif instance.node_id is None:
+            reason = "it has nothing to keep: it never ran"
+        elif lost:
+            reason = "its node is lost"
+        elif over and (instance.phase == "failed" or (instance.ready_at is None and instance.start_kind != "wake")):
+            reason = instance.reason or "it never was ready"
+        elif over:
+            return InstancePlan(("hibernated",), True, None, snapshot, "hibernate")
+        if not reason:
+            return InstancePlan(snapshot=snapshot)
+        return InstancePlan((reason,), True, None, snapshot, "end", reason=reason)
 
     def _place(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
         instance = snapshot.instance
@@ -187,6 +217,8 @@ class InstanceReconciler:
     def _after_failure(self, snapshot: InstanceSnapshot, now: float) -> InstancePlan:
         """The agent said that this epoch is over although the instance shall run."""
         instance = snapshot.instance
+        if is_machine(instance) and instance.phase == "ended" and instance.exit_code == 0:
+            return InstancePlan(("done",), True, None, snapshot, "end", reason="done")  # its one command went well
         failure = instance.failure or Failure(
             "run", instance.reason or f"the worker ended (exit code {instance.exit_code})", user_fault=False
         )
@@ -196,6 +228,9 @@ class InstanceReconciler:
             return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure, blame=True)
         if is_machine(instance) and not never_ready:
             said = f"failed: {failure.message}"
+            return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
+        if never_ready and instance.start_kind == "wake":
+            said = f"could not be woken: {failure.message}"
             return InstancePlan((said,), True, None, snapshot, "end", reason=said, failure=failure)
         if never_ready:
             fails = instance.fails + 1
@@ -232,6 +267,8 @@ class InstanceReconciler:
             self._restart(plan, instance, write)
         elif plan.step == "ready":
             self._ready(instance, write, now)
+        elif plan.step == "hibernate":
+            self._hibernate(instance, write, now)
         elif plan.step == "end":
             self._end(plan, instance, write, now)
         if instance.endpoint_id:
@@ -256,6 +293,8 @@ class InstanceReconciler:
             fails=plan.fails,
             not_before=plan.not_before,
             ready_at=None,
+            start_kind="provision",
+            start_at=None,  # how long it takes in place says nothing about a start elsewhere
             pid=None,
             exit_code=None,
             failure=plan.failure,
@@ -264,7 +303,7 @@ class InstanceReconciler:
 
     def _ready(self, instance: Instance, write: Writes, now: float) -> None:
         write.set_instance(instance, ready_at=now, failure=None, reason="")
-        if instance.ready_at is None and instance.epoch == 1:
+        if instance.ready_at is None and (instance.epoch == 1 or instance.start_kind == "wake"):
             tell_instance(write, instance, "running", self._clock(), node=instance.node_id or "")
         revision = write.revision(instance.revision_id)
         if revision is not None:
@@ -275,6 +314,20 @@ class InstanceReconciler:
             write.set_deployment(deployment, fails=0, not_before=0.0)
         if deployment is not None:
             write.signal("deployment", instance.deployment_id, now)
+
+    def _hibernate(self, instance: Instance, write: Writes, now: float) -> None:
+        """Nothing of it runs any more: its place is free, and its row waits to be woken."""
+        at = self._clock()
+        with self._desk.session(write, at) as market:
+            write.set_instance(
+                instance, phase="hibernated", node_id=None, home=instance.node_id or instance.home, granted_at=None,
+                early_until=None, warned="", pid=None, exit_code=None, failure=None, reason="", fails=0,
+                hibernated_at=at,
+            )  # fmt: skip
+            tell_instance(write, instance, "hibernated", at, node=instance.node_id or "")
+            write.signal("deployment", instance.deployment_id, now)
+            market.changed(instance.capacity_id)
+        wake_waiting(write, now)
 
     def _end(self, plan: InstancePlan, instance: Instance, write: Writes, now: float) -> None:
         """It is gone: count what there is to count, and let the market know that its place is free."""
@@ -315,6 +368,15 @@ def _forget_ended(write: Writes, deployment_id: str) -> None:
     ended = [i for i in write.instances_of_deployment(deployment_id, ended=True) if i.ended_at is not None]
     for old in sorted(ended, key=lambda i: i.seq)[:-ENDED_KEPT_MAX]:
         write.delete_instance(old.instance_id)
+
+
+def woken(instance: Instance, sku_id: str, now: float) -> dict[str, Any]:
+    """Columns of a hibernated instance that is to run again, as a new epoch that awaits allocation."""
+    return {
+        "intent": "run", "phase": "queued", "epoch": instance.epoch + 1, "start_kind": "wake", "start_at": now,
+        "granted_at": None, "node_id": None, "hibernated_at": None, "ready_at": None, "not_before": 0.0, "fails": 0,
+        "reason": "", "failure": None, "sku_id": sku_id or instance.sku_id,
+    }  # fmt: skip
 
 
 def wake_waiting(write: Writes, now: float) -> None:

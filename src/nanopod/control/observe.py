@@ -38,7 +38,7 @@ def _changes(instance: Instance, seen: ObservedInstance | None) -> dict[str, Any
     if seen is None or seen.epoch < instance.epoch:
         if instance.phase == "queued":
             return {}  # not acknowledged yet: the agent cannot know it
-        if instance.intent == "stop":
+        if instance.intent != "run":
             return {"phase": "ended", "pid": None}
         failure = Failure("run", "its agent no longer knows it", user_fault=False)
         return {"phase": "failed", "pid": None, "failure": failure, "reason": failure.message}
@@ -50,7 +50,7 @@ def _changes(instance: Instance, seen: ObservedInstance | None) -> dict[str, Any
         "exit_code": seen.exit_code if seen.signal is None else -seen.signal,
         "reason": seen.reason,
     }
-    if instance.intent == "stop" and instance.reason:
+    if instance.intent != "run" and instance.reason:
         del found["reason"]  # why it was told to stop says more than how it stops
     if seen.failure is not None:
         found["failure"] = seen.failure

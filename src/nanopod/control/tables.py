@@ -8,16 +8,19 @@ import hashlib
 import hmac
 import logging
 import random
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from nanopod.control import starts
 from nanopod.control.live import Live
 from nanopod.control.ports import Clock, Gateways, Reads, Secrets, Store
-from nanopod.control.rollouts import has_canary
+from nanopod.control.rollouts import involved, shares_of, traffic_of
 from nanopod.control.telling import notice_of
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
-from nanopod.model.endpoint import CALL_TIMEOUT_S, Failure
+from nanopod.model.endpoint import CALL_TIMEOUT_S, STOPPED, Failure
 from nanopod.model.errors import NanopodError
 from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
 from nanopod.scheduler.placement.fit import NO_KIND
@@ -68,19 +71,22 @@ def prices_of(read: Reads) -> dict[str, float]:
 
 def route_row(
     endpoint: Endpoint, deployment: Deployment, revision: Revision, instances: Sequence[Instance], live: Live,
-    price: float = 0.0,
+    price: float = 0.0, known: Sequence[Revision] = (),
 ) -> RouteRow:  # fmt: skip
     """An endpoint as the request path sees it; `revision` is the one its deployment runs.
 
-    `price` is what a second of one worker costs, in micro-dollars.
+    `price` is what a second of one worker costs, in micro-dollars; `known` are the revisions that its calls are divided
+    among.
     """
     spec = revision.spec
     timeouts = [function.timeout_s for function in spec.functions]
     failed = endpoint.failure is not None and deployment.revision_id == endpoint.revision_id
-    canary = has_canary(endpoint) and any(
-        i.revision_id == endpoint.revision_id and i.intent == "run" and live.ready(i.instance_id, i.epoch)
-        for i in instances
-    )
+    ready = Counter(
+        i.revision_id for i in instances if i.intent == "run" and live.ready(i.instance_id, i.epoch)
+    )  # fmt: skip
+    shares = shares_of(endpoint, known, ready, deployment.target_instance_count)
+    model = spec.model
+    tuning = endpoint.scale.tuning
     wait_s = endpoint.scale.max_queue_time
     lacks = next((why for why in deployment.reasons if why.startswith(NO_KIND)), "") if not deployment.sku_id else ""
     no_kind = Failure("start", f"{endpoint.full_name}: {lacks}", "NoCapacity", user_fault=False) if lacks else None
@@ -91,19 +97,39 @@ def route_row(
         tag=endpoint.tag,
         kind=endpoint.kind,
         revision_id=revision.revision_id,
-        model_ids=(spec.model.model_id,) if spec.model else (),
+        model_ids=(model.model_id, *(one.name for one in model.models)) if model else (),
         functions={
             one.name: replace(one, max_queue_time_s=min(one.max_queue_time_s, wait_s)) for one in spec.functions
         },
         created_at=int(endpoint.created_at),
         phase_text=phase_text(endpoint, deployment, instances, live),
-        failure=endpoint.failure if failed else no_kind,
+        failure=_stopped(endpoint) or (endpoint.failure if failed else no_kind),
         timeout_s=max(timeouts, default=CALL_TIMEOUT_S),
-        canary_revision_id=endpoint.revision_id if canary else "",
-        canary_percent=endpoint.canary_percent if canary else 0,
         asgi=spec.asgi,
         price_micro_per_s=price,
+        profile=endpoint.scale.profile,
+        concurrency=-1 if tuning.container_concurrency is None else tuning.container_concurrency,
+        max_queue_time_s=wait_s,
+        eta_s=eta_s(endpoint.endpoint_id, instances, live),
+        protocols=model.protocols if model else (),
+        serves=(model.model_id, *(one.name for one in model.models)) if model else (),
+        graph=spec.graph,
+        traffic=traffic_of(endpoint, deployment.revision_id, shares),
+        stopped=endpoint.stopped,
     )
+
+
+def eta_s(endpoint_id: str, instances: Sequence[Instance], live: Live) -> float:
+    """Seconds until the next of an endpoint's workers is expected to be ready; 0: none starts."""
+    ready = {i.instance_id for i in instances if live.ready(i.instance_id, i.epoch)}
+    return starts.eta_s(instances, live.starts(endpoint_id), time.time(), ready)
+
+
+def _stopped(endpoint: Endpoint) -> Failure | None:
+    """What callers of an endpoint hear that was asked to run nothing."""
+    if not endpoint.stopped:
+        return None
+    return Failure("start", f"{endpoint.full_name} is stopped: it runs nothing until it is started again", STOPPED)
 
 
 def phase_text(endpoint: Endpoint, deployment: Deployment, instances: Sequence[Instance], live: Live) -> str:
@@ -116,7 +142,9 @@ def phase_text(endpoint: Endpoint, deployment: Deployment, instances: Sequence[I
     words: list[str] = []
     for phase, verb in (("preparing", "preparing"), ("starting", "starting"), ("loading", "loading")):
         if count := sum(1 for i in running if i.phase == phase):
-            words.append(f"{verb} {_workers(count)}")
+            # One that is prepared says what it waits for, such as how much of its files is here.
+            why = sorted({i.reason for i in running if i.phase == phase == "preparing" and i.reason})
+            words.append(f"{verb} {_workers(count)}" + (f" ({why[0]})" if why else ""))
     queued = [i for i in running if i.phase == "queued"]
     if queued:
         reasons = sorted({i.reason for i in queued if i.reason})
@@ -141,7 +169,7 @@ def worker_row(instance: Instance, token: str) -> WorkerRow:
         epoch=instance.epoch,
         slots=instance.slots,
         token_digest=hashlib.sha256(token.encode()).hexdigest(),
-        draining=instance.intent == "stop",
+        draining=instance.intent != "run",
         doomed_at=notice.at if (notice := notice_of(instance)) is not None else None,
     )
 
@@ -164,6 +192,13 @@ def _look(read: Reads, endpoint_id: str, generations: list[int]) -> _Known | Non
     if endpoint is None or deployment is None or revision is None:
         return None
     return _Known(generations, endpoint, deployment, revision)
+
+
+def _divided(read: Reads, endpoint: Endpoint) -> list[Revision]:
+    """The revisions that an endpoint's calls are divided among, as far as that matters."""
+    if endpoint.traffic:
+        return read.revisions_of(endpoint.endpoint_id)
+    return [one for key in involved(endpoint) if (one := read.revision(key)) is not None]
 
 
 class TablesPublisher:
@@ -236,7 +271,10 @@ class TablesPublisher:
             instances = by_endpoint.get(endpoint_id, [])
             if known.idle is None or instances:
                 price = prices.get(known.deployment.sku_id, 0.0)
-                row = route_row(known.endpoint, known.deployment, known.revision, instances, self._live, price)
+                divided = _divided(read, known.endpoint)
+                row = route_row(
+                    *(known.endpoint, known.deployment, known.revision, instances, self._live, price, divided)
+                )
                 known.idle = None if instances else row
             else:
                 row = known.idle

@@ -10,18 +10,21 @@ from typing import Final, Literal
 
 import msgspec
 
+from nanopod.control.checking import SLOTS_MAX, check_graph, check_model, check_traffic
 from nanopod.model.chain import Endpoint, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, Fingerprints, RolloutSpec, ScaleSpec
 from nanopod.model.errors import Invalid
 from nanopod.model.ids import NAME_PATTERN
+from nanopod.model.tuning import check_tuning
 
 Action = Literal["exists", "autoscale_update", "soft_update", "hard_update", "created"]
 INSTALLS: Final = ("pip_install", "apt_get", "runs", "copies")
 """Fields of an image that belong to the code: a worker is updated in place, and what did not change is not rebuilt."""
+CODE: Final = ("model", "graph", "functions", "module", "asgi")
 HARDWARE: Final = ("query", "prefer", "strict")
 _UNSEEN: Final = ("prefer", "secrets", "volumes")
 WORKERS_MAX: Final = 10_000
-SLOTS_MAX: Final = 10_000
+DURATION_S_MAX: Final = 7 * 86_400.0
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -42,13 +45,15 @@ class Update:
 def fingerprinted(spec: EndpointSpec) -> EndpointSpec:
     """`spec` with every fingerprint that its sender left out computed from the fields themselves."""
     image = spec.image
-    code = [
+    code: list[object] = [
         spec.bundle, spec.module, spec.functions, spec.model, image.apt_get, image.pip_install, image.runs, spec.asgi,
     ]  # fmt: skip
     rest = [
         image.from_image, image.env, image.python, image.storage_gb, image.ports, image.query, image.prefer,
         image.secrets, image.volumes, image.strict,
     ]  # fmt: skip
+    if spec.graph is not None:
+        code.append(spec.graph)
     sent = spec.fingerprints
     return replace(
         spec,
@@ -75,10 +80,16 @@ def compare(endpoint: Endpoint | None, revision: Revision | None, spec: Endpoint
     if settings or endpoint.scale_fingerprint != new.fingerprints.scale:
         changed.append("scale")
         reasons.append("; ".join(settings) or "settings: ttl or rollout")
+    if new.stopped != endpoint.stopped:
+        changed.append("stopped")
+        reasons.append("stopped: it runs nothing from now on" if new.stopped else "stopped: it is started again")
+    if states_traffic(new) and new.traffic != endpoint.traffic:
+        changed.append("traffic")
+        reasons.append("traffic: calls are divided among its revisions in another way")
     files = _files(old, new)
-    if old.fingerprints.code != new.fingerprints.code or old.model != new.model:
+    if old.fingerprints.code != new.fingerprints.code or old.model != new.model or old.graph != new.graph:
         changed.append("code")
-        parts = [name for name in ("model", "functions", "module", "asgi") if getattr(old, name) != getattr(new, name)]
+        parts = [name for name in CODE if getattr(old, name) != getattr(new, name)]
         parts += [name for name in _differing(old.image, new.image) if name in INSTALLS]
         reasons.append(_named("code", [*parts, *files]) or "code: the files differ")
     image = [name for name in _differing(old.image, new.image) if name not in INSTALLS]
@@ -95,6 +106,11 @@ def compare(endpoint: Endpoint | None, revision: Revision | None, spec: Endpoint
     if changed:
         return Update("autoscale_update", 1, tuple(changed), tuple(reasons))
     return Update("exists", 0, (), ("nothing differs",))
+
+
+def states_traffic(spec: EndpointSpec) -> bool:
+    """True when a specification says how calls are divided: what it leaves out is meant, too, in a Knative Service."""
+    return bool(spec.traffic) or spec.manifest == "Service"
 
 
 def _settings(endpoint: Endpoint, new: EndpointSpec) -> list[str]:
@@ -153,31 +169,18 @@ def check(spec: EndpointSpec) -> None:
             field="kind",
         )
     if spec.kind == "model":
-        _check_model(spec)
+        check_model(spec)
+    elif spec.kind == "graph":
+        check_graph(spec)
     else:
         _check_functions(spec)
+    if spec.kind != "graph" and spec.graph is not None:
+        raise Invalid("graph: only an endpoint of kind 'graph' has one; set kind to 'graph'", field="graph")
+    check_traffic(spec.traffic)
     check_scale(spec.scale)
     check_rollout(spec.rollout)
     if spec.ttl_s is not None and not (math.isfinite(spec.ttl_s) and spec.ttl_s > 0):
         raise Invalid(f"ttl_s: {spec.ttl_s} must be a number of seconds above 0, or null", field="ttl_s")
-
-
-def _check_model(spec: EndpointSpec) -> None:
-    model = spec.model
-    if model is None:
-        raise Invalid("model: an endpoint of kind 'model' needs {model_id, engine, source or argv}", field="model")
-    if not model.model_id or len(model.model_id) > 255:
-        raise Invalid("model.model_id: give the name that requests use, at most 255 characters", field="model.model_id")
-    if not 1 <= model.slots <= SLOTS_MAX:
-        raise Invalid(f"model.slots: {model.slots} must be from 1 to {SLOTS_MAX}", field="model.slots")
-    if model.engine == "command" and not model.argv:
-        raise Invalid("model.argv: engine 'command' needs the command line that starts it", field="model.argv")
-    if model.engine == "reference" and not model.source:
-        raise Invalid(
-            "model.source: engine 'reference' needs a directory, a packaged name or a hub id", field="model.source"
-        )
-    if model.engine == "python":
-        raise Invalid("model.engine: choose 'reference' or 'command'", field="model.engine")
 
 
 def _check_functions(spec: EndpointSpec) -> None:
@@ -206,7 +209,7 @@ def check_scale(scale: ScaleSpec) -> None:
     """Raises `Invalid` for settings that cannot work."""
     rules = (
         ("cold_workers", 0 <= scale.cold_workers <= WORKERS_MAX, f"from 0 to {WORKERS_MAX}"),
-        ("max_workers", 1 <= scale.max_workers <= WORKERS_MAX, f"from 1 to {WORKERS_MAX}"),
+        ("max_workers", 0 <= scale.max_workers <= WORKERS_MAX, f"from 0 (no limit) to {WORKERS_MAX}"),
         ("min_load", 0 <= scale.min_load < math.inf, "0 or more"),
         ("min_cold_load", 0 <= scale.min_cold_load < math.inf, "0 or more"),
         ("target_util", 0 < scale.target_util <= 1, "above 0 and at most 1"),
@@ -232,7 +235,8 @@ def check_scale(scale: ScaleSpec) -> None:
         raise Invalid(
             f"scale.max_price: {scale.max_price} must be above 0 US dollars an hour, or null", field="scale.max_price"
         )
-    if scale.cold_workers > scale.max_workers:
+    check_tuning(scale)
+    if scale.max_workers and scale.cold_workers > scale.max_workers:
         raise Invalid(
             f"scale.cold_workers: {scale.cold_workers} is above max_workers={scale.max_workers}; raise max_workers",
             field="scale.cold_workers",
@@ -242,14 +246,22 @@ def check_scale(scale: ScaleSpec) -> None:
 def check_rollout(rollout: RolloutSpec) -> None:
     """Raises `Invalid` for a rollout that cannot work."""
     rules = (
-        ("canary_percent", 0 <= rollout.canary_percent <= 99, "from 0 (no canary) to 99"),
+        ("canary_percent", 0 <= rollout.canary_percent <= 100, "from 0 (no canary) to 100 (all calls)"),
         ("bake_s", 0 <= rollout.bake_s < math.inf, "0 or more seconds"),
         ("max_error_percent", 0 <= rollout.max_error_percent <= 100, "from 0 to 100"),
         ("min_calls", 1 <= rollout.min_calls <= 1_000_000, "from 1 to 1000000"),
+        ("max_slowdown_percent", 0 <= rollout.max_slowdown_percent <= 10_000, "from 0 (not judged) to 10000"),
+        ("duration_s", 0 <= rollout.duration_s <= DURATION_S_MAX, f"from 0 (at once) to {DURATION_S_MAX:g} seconds"),
     )
     for name, good, possible in rules:
         if not good:
             raise Invalid(f"rollout.{name}: {getattr(rollout, name)} must be {possible}", field=f"rollout.{name}")
+    if rollout.pinned and rollout.canary_percent:
+        raise Invalid(
+            f"rollout.pinned: it keeps all calls at the previous revision, so canary_percent={rollout.canary_percent} "
+            "must be 0",
+            field="rollout.pinned",
+        )
 
 
 def _finite(value: float | None) -> bool:

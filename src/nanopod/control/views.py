@@ -49,7 +49,7 @@ def instance_view(instance: Instance, live: Live) -> dict[str, Any]:
     else:
         ready = link is not None and link.ready
         if ready and phase in ("starting", "loading", "ready"):
-            phase = "draining" if instance.intent == "stop" else "ready"
+            phase = "ready" if instance.intent == "run" else "draining"
         elif phase == "ready":
             phase = "loading"
     status = market_status(instance)
@@ -89,22 +89,29 @@ def instance_view(instance: Instance, live: Live) -> dict[str, Any]:
 
 
 def market_status(instance: Instance) -> str:
-    """`awaiting_allocation` until its capacity's quota lets it run, then `running`, then `terminated` or `failed`."""
+    """`awaiting_allocation` until its capacity's quota lets it run, then `running`, then `terminated` or `failed`;
+    `hibernated` while it holds no time and waits to be woken."""
     if instance.ended_at is not None:
         return "failed" if instance.phase == "failed" else "terminated"
     if instance.out_of_time:
         return "terminated"
+    if instance.phase == "hibernated":
+        return "hibernated"
     return "awaiting_allocation" if instance.granted_at is None else "running"
 
 
 def status_of(
     endpoint: Endpoint, deployment: Deployment, current: int, ready: int, ready_old: int, running: int
 ) -> str:
-    """`failed`, `asleep`, `waking`, `updating`, `scaling` or `ready`.
+    """`stopped`, `failed`, `asleep`, `waking`, `updating`, `scaling` or `ready`.
 
     `current`, `ready`: instances of the newest revision, and those of them that take work; `ready_old`: of earlier
     revisions; `running`: all that shall run.
     """
+    if endpoint.stopped:
+        return "stopped"
+    if endpoint.kind == "graph":
+        return "ready"
     if endpoint.failure is not None and not ready and not ready_old:
         return "failed"
     if not ready and not ready_old:
@@ -139,6 +146,7 @@ def endpoint_view(
         ),
         "revision_id": endpoint.revision_id,
         "revision_number": revision.number,
+        "revision_name": rollouts.name_of(endpoint, revision.number),
         "deployment_id": deployment.deployment_id,
         "serving_revision_id": deployment.revision_id,
         "functions": list(spec.functions),
@@ -146,13 +154,19 @@ def endpoint_view(
         "model": spec.model,
         "model_ids": [spec.model.model_id] if spec.model else [],
         "target_instance_count": max(0, endpoint.target),
-        "ready_instance_count": len(ready_new),
+        "ready_instance_count": len(ready_new if rollouts.newest_serves(endpoint) else ready),
         "waiting_count": live.parked(endpoint.endpoint_id),
         "instances": [instance_view(instance, live) for instance in instances],
         "failure": failure_view(endpoint.failure),
         "reasons": reasons,
         "scale": endpoint.scale,
+        "autoscaling": live.explain(endpoint.endpoint_id),
         "rollout": rollout_view(endpoint),
+        "traffic": [
+            {"revision_id": row.revision or None, "percent": row.percent, "tag": row.tag or None}
+            for row in endpoint.traffic
+        ],
+        "stopped": endpoint.stopped,
         "rollout_settings": endpoint.rollout,
         "ttl_s": endpoint.ttl_s,
         "version_label": endpoint.version_label,
@@ -174,6 +188,7 @@ def rollout_view(endpoint: Endpoint) -> dict[str, Any]:
         "revision_id": state.revision_id or None,
         "stable_revision_id": endpoint.stable_revision_id or None,
         "canary_percent": endpoint.canary_percent,
+        "canary_percent_now": rollouts.percent_of(endpoint) if rollouts.has_canary(endpoint) else 0,
         "canary_at": whole(endpoint.canary_at),
         "canary_calls": list(state.canary),
         "stable_calls": list(state.stable),
@@ -189,6 +204,7 @@ def revision_view(endpoint: Endpoint, deployment: Deployment, revision: Revision
         "object": "revision",
         "endpoint_id": revision.endpoint_id,
         "number": revision.number,
+        "name": rollouts.name_of(endpoint, revision.number),
         "state": rollouts.revision_state(endpoint, deployment, revision),
         "version_label": revision.version_label,
         "fingerprints": {"code": prints.code, "image": prints.image, "scale": prints.scale},
@@ -265,7 +281,7 @@ def _waits(wanted: Sequence[Instance]) -> list[str]:
     """Why instances that shall run do not: each reason once, with how many it holds back."""
     counts: dict[str, int] = {}
     for instance in wanted:
-        if instance.node_id is None and instance.reason:
+        if instance.reason and (instance.node_id is None or instance.phase == "preparing"):
             counts[instance.reason] = counts.get(instance.reason, 0) + 1
     return [f"{'an instance waits' if n == 1 else f'{n} instances wait'}: {why}" for why, n in sorted(counts.items())]
 

@@ -15,7 +15,7 @@ from nanopod.control.live import Live
 from nanopod.control.ports import Agents, Clock, Reads, Secrets, Store
 from nanopod.control.telling import is_machine, notice_of
 from nanopod.model.chain import Image, Instance, Revision
-from nanopod.model.endpoint import EndpointSpec, InstanceSpec
+from nanopod.model.endpoint import CALL_TIMEOUT_S, EndpointSpec, InstanceSpec
 from nanopod.model.errors import NanopodError
 from nanopod.model.wire import ShutdownNotice, Wanted
 
@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 GRACE_S: Final = 30.0
 LEASE_S: Final = 60.0
+DRAIN_S_MAX: Final = 86_400.0
 RETRY_S: Final = 1.0
 
 
@@ -43,7 +44,15 @@ def instance_spec(instance: Instance, revision: Revision, token: str, url: str =
         lease_s=LEASE_S,
         name=instance.name,
         url=url,
+        drain_s=drain_s(revision.spec),
     )
+
+
+def drain_s(spec: EndpointSpec) -> float:
+    """How long the requests of a worker that is told to stop may take: as long as a request may, seconds."""
+    if spec.model is not None or spec.asgi:
+        return min(DRAIN_S_MAX, spec.scale.tuning.request_timeout_s or CALL_TIMEOUT_S)
+    return min(DRAIN_S_MAX, max((function.timeout_s for function in spec.functions), default=CALL_TIMEOUT_S))
 
 
 def url_of(addresses: Sequence[str]) -> str:

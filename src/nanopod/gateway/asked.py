@@ -5,15 +5,18 @@ from __future__ import annotations
 import random
 import time
 from array import array
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nanopod.gateway import heads
+from nanopod.gateway import breaker, estimates, heads
 from nanopod.gateway.foreign import Events
 from nanopod.gateway.heads import Failed, Head
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.jobs import TAG_HEADER, Job
+from nanopod.gateway.pool import Pool
+from nanopod.gateway.prefixes import chunks_of
 from nanopod.model import frames
+from nanopod.model.endpoint import STOPPED
 from nanopod.model.wire import KeyRow, MeterRecord
 
 if TYPE_CHECKING:
@@ -23,7 +26,6 @@ if TYPE_CHECKING:
 COMMENT_S: Final = 15.0
 WAIT_S_MAX: Final = 600.0
 PARKED, OPENED, STREAMING, MOVING, DONE = "parked", "opened", "streaming", "moving", "done"
-_WORKLOAD: Final = 100.0
 
 
 class Wishes(msgspec.Struct, frozen=True):
@@ -32,6 +34,8 @@ class Wishes(msgspec.Struct, frozen=True):
     stream: bool = False
     seed: int | None = None
     include_usage: bool = False
+    most_tokens: Any = None
+    """What it allows for its output, as it was given; None: it does not say."""
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -67,13 +71,13 @@ class Asked(Job):
     """A request as its caller sees it: the connection's exchange and the pool's job at once."""
 
     __slots__ = (
-        "_began", "_body", "_body_parts", "_body_size", "_comment_at", "_compute_us", "_created", "_data_seen",
-        "_deadline",
-        "_delivered", "_events", "_failures", "_fingerprint", "_first_at", "_generation", "_gw", "_head", "_held",
-        "_instance_id", "_key", "_kind", "_last_at", "_moves", "_outputs", "_owed", "_parked_s", "_parked_since",
-        "_progress_at", "_prompt_ids", "_response_id", "_revision_id", "_seed", "_sse", "_state", "_status",
-        "_tries", "_wait_deadline", "_wishes", "_worker_headers", "arrival", "connection", "record_id", "shown_id",
-    )  # fmt: skip  # fmt: skip
+        "_began", "_body", "_body_parts", "_body_size", "_chunks", "_comment_at", "_compute_us", "_created",
+        "_data_seen", "_deadline", "_delivered", "_events", "_failures", "_fingerprint", "_first_at", "_generation",
+        "_gw", "_head", "_held", "_instance_id", "_key", "_kind", "_last_at", "_moves", "_outputs", "_owed",
+        "_parked_s", "_parked_since", "_progress_at", "_prompt_ids", "_response_id", "_revision_id", "_seed", "_sse",
+        "_state", "_status", "_tries", "_wait_deadline", "_wishes", "_worker_headers", "arrival", "connection",
+        "record_id", "shown_id",
+    )  # fmt: skip
 
     def __init__(
         self, gateway: Gateway, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, pool: Pool, kind: str,
@@ -84,6 +88,7 @@ class Asked(Job):
         self.connection: HttpConnection | None = connection
         self._head = head
         self._body = body
+        self._chunks: tuple[int, ...] | None = None
         self._key = key
         self._kind = kind
         self._wishes = wishes
@@ -125,7 +130,7 @@ class Asked(Job):
         self._parked_since = gateway.now
         self._parked_s = 0.0
         self._comment_at = gateway.now + COMMENT_S
-        self._wait_deadline = gateway.now + wait_limit_s(head, pool.route.wait_s_max)
+        self._wait_deadline = gateway.now + wait_limit_s(head, pool.wait_s_max)
         self._deadline = 0.0
 
     def start(self) -> None:
@@ -134,14 +139,29 @@ class Asked(Job):
         assert connection is not None, "a request starts with its caller present"
         if self.pool.full(self.bytes_held):
             raise heads.overloaded("too many requests wait for this model; try again in a few seconds")
+        self.pool.draw(self, self.record_id.encode(), self._head.headers.get(TAG_HEADER, ""))
+        refused = breaker.check(self.pool, self.wanted)
+        if refused is not None:
+            raise refused
         connection.exchange = self
-        self.pool.draw(self, self.record_id.encode())
-        self.pool.enter(_WORKLOAD)
+        if self._generation or self._kind == "embedding":
+            median = self.pool.ends.outputs.value
+            self.workload = estimates.load_of(self._body, self._generation, self._wishes.most_tokens, median)
+        self.pool.enter(self.workload)
         self._submit()
+
+    def chunks(self) -> tuple[int, ...]:
+        """Of the prompt that is to be continued."""
+        found = self._chunks
+        if found is None:
+            found = self._chunks = chunks_of(self._body, self._key.workspace_id) if self._generation else ()
+        return found
 
     def _submit(self) -> None:
         if not self.pool.submit(self) and self._state != DONE:
-            self._parked_since = self._gw.now
+            now = self._parked_since = self._gw.now
+            if self.epoch:
+                self._comment_at = max(self._comment_at, now + COMMENT_S)  # it had a worker in the meantime
             self._gw.wheel.by(self, min(self._comment_at, self._wait_deadline))
 
     def on_route_failed(self) -> None:
@@ -150,6 +170,10 @@ class Asked(Job):
         self.pool.withdraw(self)
         if failure is not None and failure.type_name == "NoCapacity":
             self._fail(Failed(503, "service_unavailable", "no_capacity", failure.message, extra="retry-after: 5\r\n"))
+            return
+        if failure is not None and failure.type_name == STOPPED:
+            text = failure.message
+            self._fail(Failed(503, "service_unavailable", "stopped", text, extra="x-should-retry: false\r\n"))
             return
         where = f" while it was at `{failure.stage}`" if failure else ""
         text = f"the model cannot start: its worker failed{where}: {failure.message if failure else 'unknown'}"
@@ -183,26 +207,17 @@ class Asked(Job):
         if not self._began:
             self._status = 200
             self._begin_stream("text/event-stream; charset=utf-8", None)
-        text = " ".join(self.pool.route.phase_text.split()) or "waiting for a worker"
         if self.connection is not None:
-            self.connection.piece(f": waking replica, {text}\n\n".encode())
-
-    def _wake_timeout(self) -> Failed:
-        text = " ".join(self.pool.route.phase_text.split())
-        return Failed(
-            504, "server_error", "wake_timeout",
-            f"no worker became ready in time{f' ({text})' if text else ''}; it keeps waking while requests come",
-            extra="x-should-retry: false\r\n",
-        )  # fmt: skip
+            self.connection.piece(f": {breaker.awaited(self.pool)}\n\n".encode())
 
     def _on_wait_timer(self, now: float) -> None:
         """While it waits: the wait limit, then comments."""
         if now >= self._wait_deadline:
             self.pool.withdraw(self)
-            self._fail(self._wake_timeout())
+            self._fail(breaker.waited_out(self.pool, now - self._parked_since))
             return
         if now >= self._comment_at:
-            self._comment_at = now + COMMENT_S
+            self._comment_at = max(self._comment_at + COMMENT_S, now + 1.0)
             if self._sse_wanted:
                 self._comment()
         self.pool.poke()

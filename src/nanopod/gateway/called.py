@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 from nanopod.gateway import caching, retrying
 from nanopod.gateway.callframes import completed, error_frame
+from nanopod.gateway.jobs import Job
 from nanopod.gateway.links import CREDIT_BYTES
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.pool import Pool
 from nanopod.gateway.preferring import Preference
 from nanopod.model import calls
 from nanopod.model.endpoint import DEFAULT_WORKLOAD, FunctionSpec, RetrySpec
@@ -160,7 +161,7 @@ class Called(Job):
     def submit(self) -> None:
         """The call is whole: answer it from the cache, send it to a worker, or queue it."""
         self.uploaded()
-        if self.pool.route.canary_percent and not self.pin:
+        if self.pool.route.traffic and not self.pin:
             self.pool.draw(self, self.id)
         if self._cached_s and self._answer_known():
             return

@@ -35,6 +35,7 @@ from nanopod.gateway.callframes import CallEnd, decode_end, error_frame, tag_of
 from nanopod.gateway.journal import Dispatch
 from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
 from nanopod.model import calls, frames
+from nanopod.model.endpoint import STOPPED
 from nanopod.model.errors import (
     CallTimeout,
     Cancelled,
@@ -164,7 +165,10 @@ class CallJob(Called):
             self.fail(WorkerLost("the worker ended the call without a result", started=self.started))
         elif end.ok or not self._on_failure(link, end.run_us):
             if not self._cancelled:
-                self.pool.ended(self.revision_id, not end.ok)
+                if end.ok:
+                    self.pool.served(self, self.revision_id)
+                else:
+                    self.pool.ended(self.revision_id, True)
             self._settle(200 if end.ok else 500, end.run_us)
             self._returned(end.run_us)
 
@@ -288,7 +292,7 @@ class CallJob(Called):
         failure = self.pool.route.failure
         if failure is None:
             return
-        if failure.type_name == NoCapacity.__name__:
+        if failure.type_name in (NoCapacity.__name__, STOPPED):
             self.fail(NoCapacity(failure.message, retry_after_s=5.0), started=False)
             return
         text = f"{failure.type_name}: {failure.message}" if failure.type_name else failure.message

@@ -6,7 +6,7 @@ import heapq
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from nanopod.gateway.pool import Job
+    from nanopod.gateway.jobs import Job
 
 COMPACT_MIN: Final = 64
 """Below this many entries nobody sweeps."""

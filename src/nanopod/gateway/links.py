@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway import choosing
+from nanopod.gateway.greetings import Hello, State, decode_hello, decode_state
+from nanopod.gateway.jobs import Job
+from nanopod.gateway.pool import Pool
 from nanopod.gateway.preferring import plain
 from nanopod.gateway.wheel import Timed
 from nanopod.model import frames
@@ -38,6 +41,7 @@ WRITE_BACKLOG_MAX: Final = 256 << 20
 LARGE_BYTES: Final = 65_536
 """Payloads from this size on are not copied to be sent."""
 LEAVING_S: Final = 30.0
+UNLIMITED: Final = 1 << 30
 KEYS_MAX: Final = 8
 """Route keys that a worker is taken to have at hand."""
 
@@ -46,58 +50,6 @@ _U16: Final = Struct(">H")
 _pack: Final = frames.HEADER.pack
 _json: Final = msgspec.json.Encoder().encode
 _log = logging.getLogger(__name__)
-
-
-class Capability(msgspec.Struct, frozen=True):
-    """What the worker's engine can promise."""
-
-    continuation: str = "none"
-    seed: bool = False
-    token_ids: bool = False
-    engine: str = ""
-
-
-class HeldCall(msgspec.Struct, frozen=True):
-    """A remote call that the worker still has from before this link."""
-
-    id: str
-    started: bool = False
-    done: bool = False
-
-
-class Hello(msgspec.Struct, frozen=True):
-    """First frame of a worker."""
-
-    instance_id: str
-    epoch: int
-    endpoint_id: str
-    revision: str
-    slots: int
-    protocol: int = frames.PROTOCOL
-    ready: bool = False
-    draining: bool = False
-    engine: str = ""
-    capability: Capability = Capability()
-    calls: list[HeldCall] = []
-    gpu: str = ""
-    """Model of its GPUs; "": it has none."""
-    region: str = ""
-
-
-class State(msgspec.Struct, frozen=True):
-    """The worker's state when it changed."""
-
-    ready: bool = False
-    slots: int | None = None
-    in_flight: int = 0
-    draining: bool = False
-    doomed_at: float | None = None
-    perf: float | None = None
-    detail: str = ""
-
-
-_decode_hello: Final = msgspec.json.Decoder(Hello).decode
-_decode_state: Final = msgspec.json.Decoder(State).decode
 
 
 def admit(workers: dict[str, WorkerRow], instance_id: str, epoch: str, token: str) -> int:
@@ -127,8 +79,8 @@ class WorkerLink(asyncio.Protocol, Timed):
     __slots__ = (
         "_announced_at", "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until",
         "_release", "_seen", "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine",
-        "epoch", "gpu", "greeted", "in_flight", "instance_id", "keys", "load", "perf", "pool", "ready", "region",
-        "revision_id", "sessions", "slots", "state_detail", "usable",
+        "epoch", "gpu", "greeted", "in_flight", "instance_id", "keys", "kv_use", "limit", "load", "perf", "pool",
+        "queued", "ready", "region", "revision_id", "sessions", "slots", "state_detail", "usable",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
@@ -150,6 +102,11 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.epoch = row.epoch
         self.revision_id = row.revision_id
         self.slots = row.slots
+        self.kv_use = -1.0
+        """Share of its engine's key-value cache that is in use; -1: not known."""
+        self.queued = 0
+        """Requests that wait inside its engine, as far as one knows."""
+        self.bound()
         self.doomed_at = self._announced_at = row.doomed_at
         self.draining = row.draining
         self.engine = ""
@@ -174,6 +131,13 @@ class WorkerLink(asyncio.Protocol, Timed):
 
     # --- what pools and jobs ask ---
 
+    def bound(self) -> None:
+        """Work out `limit`: the requests that it may have now. An engine with a queue of its own gets none."""
+        stated = self.pool.route.concurrency
+        self.limit = self.slots if stated < 0 else stated or UNLIMITED
+        if self.pool.prefixes is not None and choosing.saturated(self.kv_use, self.queued):
+            self.limit = 0
+
     @property
     def leaving(self) -> bool:
         """True when its end is announced and near: what is lost with it was preempted."""
@@ -186,14 +150,14 @@ class WorkerLink(asyncio.Protocol, Timed):
         A worker's expected wait is the workload it has by its measured speed. Usual calls in its slots never count as
         too much: only calls that are heavier than most of their function.
         """
-        if (self.in_flight >= self.slots and not job.slotless) or now < self._refused_until:
+        if (self.in_flight >= self.limit and not job.slotless) or now < self._refused_until:
             return False
         function = job.function
         if function and self._by_function.get(function, 0) >= job.concurrency:
             return False
         perf = self.perf
         if perf and self.load > perf * job.queue_s_max:
-            return self.load <= min(self.slots, job.concurrency) * job.pool.usual.get(function, DEFAULT_WORKLOAD)
+            return self.load <= min(self.limit, job.concurrency) * job.pool.usual.get(function, DEFAULT_WORKLOAD)
         return True
 
     def open(self, job: Job, head: bytes, body: bytes, *, end: bool = True) -> int:
@@ -210,6 +174,7 @@ class WorkerLink(asyncio.Protocol, Timed):
             self._had(job.route_key)
         job.link = self
         job.stream = stream
+        job.opened_at = self._gw.now
         size = 2 + len(head) + len(body)
         self._write(
             b"".join(
@@ -258,6 +223,10 @@ class WorkerLink(asyncio.Protocol, Timed):
         function = job.function
         if function:
             self._by_function[function] -= 1
+        if self.queued:
+            # One of those that waited in its engine runs now; its next STATE says how it is.
+            self.queued -= 1
+            self.bound()
         self.pool.released(self)
 
     def lend(self, job: Job) -> None:
@@ -380,11 +349,11 @@ class WorkerLink(asyncio.Protocol, Timed):
         if not self.greeted:
             if kind != frames.HELLO:
                 raise frames.ProtocolError("the first frame must be HELLO")
-            self._hello(_decode_hello(payload))
+            self._hello(decode_hello(payload))
         elif kind == frames.PING:
             self._write(frames.pack(frames.PONG, 0, payload[:8]))
         elif kind == frames.STATE:
-            self._state(_decode_state(payload))
+            self._state(decode_state(payload))
         elif kind == frames.GOAWAY:
             self.draining = True
             self._became(self.ready)
@@ -399,6 +368,7 @@ class WorkerLink(asyncio.Protocol, Timed):
             raise frames.ProtocolError("HELLO names another instance than the request did")
         self.greeted = True
         self.slots = max(1, hello.slots)
+        self.bound()
         self.draining = self.draining or hello.draining
         self.engine = hello.engine or hello.capability.engine
         self.continuation = hello.capability.continuation
@@ -417,14 +387,23 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._became(hello.ready)
 
     def _state(self, state: State) -> None:
+        before = self.ready, self.draining, self.doomed_at, self.perf, self.state_detail
         if state.slots is not None:
             self.slots = max(1, state.slots)
         self.draining = state.draining
         if state.doomed_at is not None:
             self.doomed_at = state.doomed_at
         self.perf = state.perf
+        self.pool.measured = self.pool.measured or bool(state.perf)
         self.state_detail = state.detail
-        self._became(state.ready)
+        if (state.kv_use, state.queued) != (self.kv_use, self.queued):
+            self.kv_use, self.queued = state.kv_use, state.queued
+            self._gw.loads_changed[self] = None
+        self.bound()
+        if before != (state.ready, self.draining, self.doomed_at, self.perf, self.state_detail):
+            self._became(state.ready)
+        elif self.usable:
+            self.pool.pump()
 
     def _became(self, ready: bool) -> None:
         """Readiness (or anything the server sees) changed: tell it, and let waiting jobs go."""
@@ -440,7 +419,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         """What the server is told about this worker."""
         return WorkerState(
             self.instance_id, self.epoch, not self.closed, self.ready and not self.closed,
-            self.in_flight, self.perf, self.state_detail,
+            self.in_flight, self.perf, self.state_detail, self.kv_use, self.queued,
         )  # fmt: skip
 
     def on_timer(self, now: float) -> None:

@@ -1,21 +1,22 @@
 """Workers and waiting jobs of one endpoint: who is taken next, and by whom. No IO.
 
 A job waits here, never at a worker that may be reclaimed. Within a line the order is priority, then arrival; a job that
-comes back (its worker refused it or was lost) keeps its place. There is a line per function (and per revision while a
-canary runs), and lines of their own for calls that only one worker may have.
+comes back (its worker refused it or was lost) keeps its place. There is a line per function (and per revision while
+calls are divided among several), and lines of their own for calls that only one worker may have.
 """
 
 from __future__ import annotations
 
 import hashlib
-import random
-from typing import TYPE_CHECKING, Final, Protocol
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
 
+from nanopod.gateway import choosing
+from nanopod.gateway.jobs import Host, Job
 from nanopod.gateway.lines import Entry, Line
-from nanopod.gateway.preferring import Preference
+from nanopod.gateway.prefixes import PrefixIndex
 from nanopod.gateway.retrying import Budget
-from nanopod.gateway.wheel import Timed
-from nanopod.model.endpoint import DEFAULT_WORKLOAD
+from nanopod.gateway.stats import Ends, RequestStats
 from nanopod.model.wire import EndpointSample, RouteRow
 
 if TYPE_CHECKING:
@@ -25,100 +26,20 @@ WAITING_MAX: Final = 16_384
 WAITING_BYTES_MAX: Final = 64 << 20
 PROCESS_BYTES_MAX: Final = 256 << 20
 DEMAND_S: Final = 1.0
+TURNS_MAX: Final = 64
+"""Revisions of which it is known whose turn it is."""
 LEARN: Final = 0.1
 """Weight of the newest call in the usual workload of a function."""
 FUNCTIONS_LEARNED_MAX: Final = 1000
-
-
-class Job(Timed):
-    """A request or call on its way to a worker. Subclasses know what travels."""
-
-    __slots__ = (
-        "__dict__", "bytes_held", "concurrency", "epoch", "function", "link", "pool", "priority", "seq", "stream",
-        "waiting", "workload",
-    )  # fmt: skip
-
-    # What few jobs have is kept in `__dict__`, so that the others neither set nor store it.
-    line: str = ""
-    """The line it waits in; "": its function's."""
-    wanted: str = ""
-    """The revision that it was drawn for; "": the endpoint's own."""
-    pin: str = ""
-    """The only instance that may have it; "": any."""
-    route_key: str = ""
-    """A worker that had this key before is preferred."""
-    preference: Preference | None = None
-    """Which workers are preferred to others, the key aside."""
-    queue_s_max: float = float("inf")
-    """A worker whose work in flight takes longer than this gets no more of it."""
-    depth: int = 0
-    """How many calls are above this one."""
-    nested: int = 0
-    """Unfinished calls that this one makes."""
-    lent: bool = False
-    """Its slot is lent: it waits for calls of its own."""
-    slotless: bool = False
-    """It needs a worker, but no slot of it."""
-    parting: bool = False
-    """It may go to a worker that gets no new work any more, but does not end yet."""
-
-    def __init__(self, pool: Pool, function: str = "", concurrency: int = 1 << 30, priority: int = 0) -> None:
-        super().__init__()
-        self.pool = pool
-        self.function = function
-        self.concurrency = concurrency
-        """Calls of this function that one worker may have at a time."""
-        self.priority = priority
-        self.seq = 0
-        self.bytes_held = 0
-        self.epoch = 0
-        self.link: WorkerLink | None = None
-        self.stream = 0
-        self.waiting = False
-        self.workload = DEFAULT_WORKLOAD
-
-    def fits(self, link: WorkerLink) -> bool:
-        """False when this job may not go to this worker."""
-        return True
-
-    def dispatch(self, link: WorkerLink) -> None:
-        """Go to `link`, which has a free slot."""
-        raise AssertionError("a job knows how to travel")
-
-    def on_frame(self, kind: int, flags: int, epoch: int, payload: bytes) -> None:
-        """A frame of this job's stream."""
-        raise AssertionError("a job knows its frames")
-
-    def on_link_lost(self, link: WorkerLink, reason: str) -> None:
-        """The worker's link is gone, and this job's stream with it."""
-        raise AssertionError("a job knows what a lost worker means")
-
-    def on_route_failed(self) -> None:
-        """No worker of the endpoint can start: the route's `failure` says why."""
-        raise AssertionError("a job knows how to fail")
-
-
-class Host(Protocol):
-    """What a pool needs of the process around it."""
-
-    now: float
-    waiting_bytes: int
-    links: dict[str, WorkerLink]
-    """By instance."""
-
-    def demand(self, endpoint_id: str, waiting: int) -> None:
-        """Tell the server that somebody waits at an endpoint without a ready worker."""
-
-    def became_active(self, pool: Pool) -> None:
-        """The endpoint has its first request after a quiet second: the server should know now."""
 
 
 class Pool:
     """One endpoint as this process sees it."""
 
     __slots__ = (
-        "_area", "_area_at", "_demanded_at", "_host", "_lines", "_pinned", "_revisions", "_seq", "active", "budget",
-        "in_flight", "links", "requests", "route", "total", "usual", "waiting", "waiting_bytes", "workload",
+        "_demanded_at", "_host", "_lines", "_pinned", "_queued", "_routed_at", "_seq", "_turns", "budget", "ends",
+        "in_flight", "links", "measured", "prefixes", "route", "stats", "strict", "usual", "wait_s_max",
+        "waiting", "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, host: Host, route: RouteRow) -> None:
@@ -128,51 +49,80 @@ class Pool:
         self._lines: dict[str, Line] = {}
         self._pinned: dict[str, dict[str, Line]] = {}
         """{instance id: its lines}"""
-        self._revisions: dict[str, list[int]] = {}
+        self._queued: dict[str, list[float]] = {}
+        """{revision that is asked for: [jobs that wait, their units of load]}"""
+        self._turns: dict[str, choosing.Turns] = {}
         self._seq = 0
         self._demanded_at = -DEMAND_S
-        self._area = 0.0
-        self._area_at = host.now
+        self.stats = RequestStats()
+        self.ends = Ends()
         self.waiting = 0
         self.waiting_bytes = 0
         self.in_flight = 0
-        self.total = 0
-        self.requests = 0
-        self.workload = 0.0
-        self.active = False
+        self.measured = False
+        """The speed of some worker is known."""
+        self.prefixes: PrefixIndex | None = None
+        """What its engines have seen of prompts; None where that does not matter."""
+        self.strict = False
+        """Knative's rules of admission and choice hold."""
+        self.routed(route)
         self.budget = Budget()
         self.usual: dict[str, float] = {}
         """What a call of a function is usually worth, by the calculators that workers ran."""
 
+    def routed(self, route: RouteRow) -> None:
+        """The tables say this of the endpoint from now on."""
+        self.route = route
+        self.wait_s_max = min(route.wait_s_max, route.timeout_s)
+        self._routed_at = self._host.now
+        self.strict = route.profile in ("knative", "coreweave")
+        engines = route.kind == "model" and (not route.protocols or "openai" in route.protocols)
+        if not engines or route.profile != "auto":
+            self.prefixes = None
+        elif self.prefixes is None:
+            self.prefixes = PrefixIndex()
+        for link in self.links:
+            link.bound()
+
+    def eta_s(self) -> float:
+        """Seconds until the next worker is expected to be ready; 0: not known, or overdue."""
+        eta_s = self.route.eta_s
+        return max(0.0, eta_s - (self._host.now - self._routed_at)) if eta_s > 0 else 0.0
+
     # --- load, for the autoscaler ---
+
+    @property
+    def total(self) -> int:
+        """Requests and calls that are here, waiting or not."""
+        return self.stats.now_in
+
+    @property
+    def requests(self) -> int:
+        """Those that arrived since the last sample."""
+        return self.stats.arrived
+
+    @property
+    def active(self) -> bool:
+        """True while the next sample will say something."""
+        return self.stats.live or self.ends.any
 
     def enter(self, workload: float) -> None:
         """A request or call arrived here."""
-        now = self._host.now
-        self._area += self.total * (now - self._area_at)
-        self._area_at = now
-        self.total += 1
-        self.requests += 1
-        self.workload += workload
-        if not self.active:
-            self.active = True
-            self._host.became_active(self)
+        stats = self.stats
+        if stats.enter(self._host.now, workload) and self._host.became_active(self, workload):
+            stats.told, stats.told_load = 1, workload
 
     def leave(self) -> None:
         """One that entered has its answer, or needs none any more."""
-        now = self._host.now
-        self._area += self.total * (now - self._area_at)
-        self._area_at = now
-        self.total -= 1
+        self.stats.leave(self._host.now)
 
     def ended(self, revision_id: str, failed: bool) -> None:
         """A try ended on a worker of this revision; `failed`: by the revision's fault, as far as one can tell."""
-        counts = self._revisions.get(revision_id)
-        if counts is None:
-            counts = self._revisions[revision_id] = [0, 0]
-        counts[0] += 1
-        counts[1] += failed
-        self.active = True
+        self.ends.ended(revision_id, failed)
+
+    def served(self, job: Job, revision_id: str, prompt: int = 0, output: int = 0) -> None:
+        """As `ended`, of a `job` that was completed, and the tokens of its prompt and output."""
+        self.ends.served(revision_id, job.workload, self._host.now - job.opened_at, prompt, output)
 
     def learn(self, function: str, workload: float) -> None:
         """A worker computed what a call was worth."""
@@ -184,46 +134,78 @@ class Pool:
         else:
             self.usual[function] = before + LEARN * (workload - before)
 
-    def sample(self, span_s: float) -> EndpointSample:
-        """The load since the last sample, which was `span_s` ago; starts the next one."""
+    def sample(self) -> EndpointSample:
+        """The load since the last sample; starts the next one."""
         now = self._host.now
-        area = self._area + self.total * (now - self._area_at)
-        mean = area / span_s if span_s > 0 else float(self.total)
-        ended = {revision: (count, failed) for revision, (count, failed) in self._revisions.items()}
-        self._revisions = {}
-        self.budget.called(now, self.requests)
-        found = EndpointSample(
-            self.route.endpoint_id, mean, self.requests, self.waiting, self.in_flight, self.workload, ended
-        )
-        self._area, self._area_at, self.requests, self.workload = 0.0, now, 0, 0.0
-        self.active = self.total > 0 or found.requests > 0 or mean > 0
-        return found
+        self.budget.called(now, self.stats.arrived)
+        mean, requests, workload = self.stats.report(now)
+        outcomes, served, tokens, latency = self.ends.take()
+        waiting_load = oldest_s = 0.0
+        if self.waiting:
+            waiting_load = sum(units for _, units in self._queued.values())
+            oldest_s = max(0.0, now - min(job.since for job in self._waiting()))
+        return EndpointSample(
+            self.route.endpoint_id, mean, requests, self.waiting, self.in_flight, workload, outcomes, waiting_load,
+            oldest_s, served, tokens, latency,
+        )  # fmt: skip
+
+    def waiting_for(self, wanted: str) -> tuple[int, float]:
+        """(jobs, units of load) that wait for this revision ("": for the endpoint's own)."""
+        count, units = self._queued.get(wanted, (0, 0.0))
+        return int(count), units
+
+    def predicted_wait_s(self, wanted: str) -> float | None:
+        """Seconds that the work at a revision takes: units waiting and in service, by what its ready workers do in a
+        second. None: none of them is ready, or no speed is known."""
+        links = self.ready(wanted)
+        if not links or not any(link.perf for link in links):
+            return None
+        units = self.waiting_for(wanted)[1] + sum(link.load for link in links)
+        return units / sum(choosing.speeds(links))
 
     # --- workers ---
 
-    def draw(self, job: Job, key: bytes) -> None:
-        """Choose the job's revision by the hash of its id: the same one in every try, on every gateway."""
+    def draw(self, job: Job, key: bytes, tag: str = "") -> None:
+        """Choose the job's revision: by `tag` (or `Job.tag`), where there is such a one, else by the hash of its id:
+        the same one in every try, on every gateway."""
         route = self.route
-        if route.canary_percent <= 0 or not route.canary_revision_id:
+        traffic = route.traffic
+        if not traffic:
             return
+        tag = tag or job.tag
+        for row in traffic if tag else ():
+            if row.tag == tag:
+                job.wanted, job.tagged = row.revision, True
+                job.line = f"{job.function}\0{row.revision}\0"
+                return
         drawn = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big") % 100
-        job.wanted = route.canary_revision_id if drawn < route.canary_percent else route.revision_id
-        job.line = f"{job.function}\0{job.wanted}"
+        for row in traffic:
+            drawn -= row.percent
+            if drawn < 0:
+                if row.percent < 100 or row.revision != route.revision_id:
+                    job.wanted = row.revision
+                    job.line = f"{job.function}\0{row.revision}"
+                return
 
-    def ready(self, wanted: str = "") -> list[WorkerLink]:
-        """Workers that take work: those of the revision that is asked for, else (while none of it is ready) of the
-        endpoint's own, else of any."""
+    def ready(self, wanted: str = "", tagged: bool = False) -> list[WorkerLink]:
+        """Workers that take work: those of the revision that is asked for, else (while none of it is ready, and it was
+        not asked for by its tag) of the endpoint's own, else of any that other calls may go to."""
         usable = [link for link in self.links if link.usable]
         if wanted:
             found = [link for link in usable if link.revision_id == wanted]
-            if found:
+            if found or tagged:
                 return found
+        if self.route.traffic:
+            kept = {row.revision for row in self.route.traffic} - {
+                row.revision for row in self.route.traffic if row.percent
+            }
+            usable = [link for link in usable if link.revision_id not in kept]
         revision = self.route.revision_id
         current = [link for link in usable if link.revision_id == revision]
         return current or usable
 
     def choose(self, job: Job) -> WorkerLink | None:
-        """A worker with room for `job`: undoomed, as the job prefers, with its key, the less loaded of two drawn."""
+        """A worker with room for `job`: undoomed, as the job prefers, with its key, then by the profile's rule."""
         now = self._host.now
         links = self.links
         if job.pin:
@@ -231,14 +213,16 @@ class Pool:
             if link is None or not (link.usable or (job.parting and link.ready and not link.draining)):
                 return None
             return link if link.has_room(job, now) else None
-        if len(links) == 1:
+        if len(links) == 1 and not self.route.traffic:
             link = links[0]
             return link if link.usable and link.has_room(job, now) and job.fits(link) else None
-        found = [link for link in self.ready(job.wanted) if link.has_room(job, now) and job.fits(link)]
-        if len(found) < 2:
-            return found[0] if found else None
-        safe = [link for link in found if link.doomed_at is None]
-        found = safe or found
+        found = [link for link in self.ready(job.wanted, job.tagged) if link.has_room(job, now) and job.fits(link)]
+        if not found and not job.wanted and not self.route.traffic:
+            # While an update rolls, the workers that are to be replaced help out.
+            found = [link for link in links if link.usable and link.has_room(job, now) and job.fits(link)]
+        if not found:
+            return None
+        found = [link for link in found if link.doomed_at is None] or found
         if job.preference is not None:
             found = job.preference.best(found)
         key = job.route_key
@@ -246,12 +230,36 @@ class Pool:
             having = [link for link in found if key in link.keys]
             # Who must load it anew should be the one that loses least by it.
             return min(having or found, key=lambda link: (link.in_flight, len(link.keys)))
+        if self.strict:
+            return choosing.by_knative(found, self.container_concurrency(found), self._turns_of(job.wanted))
         if len(found) == 1:
             return found[0]
-        one, two = random.sample(found, 2)
-        if one.perf and two.perf:
-            return one if (one.load + job.workload) / one.perf <= (two.load + job.workload) / two.perf else two
-        return one if one.slots - one.in_flight >= two.slots - two.in_flight else two
+        if self.prefixes is not None:
+            chunks = job.chunks()
+            if chunks or any(link.queued or link.kv_use > 0 for link in found):
+                index = self.prefixes
+                return choosing.by_prefix(
+                    found, [index.of(link.instance_id, link.epoch).share(chunks) for link in found]
+                )
+        return choosing.by_wait(found)
+
+    def _turns_of(self, wanted: str) -> choosing.Turns:
+        turns = self._turns.get(wanted)
+        if turns is None:
+            if len(self._turns) >= TURNS_MAX:
+                self._turns.clear()
+            turns = self._turns[wanted] = choosing.Turns()
+        return turns
+
+    def container_concurrency(self, links: list[WorkerLink]) -> int:
+        """Requests that one worker may have at a time, 0: no limit; where nobody says so, its slots."""
+        stated = self.route.concurrency
+        return stated if stated >= 0 else min(link.slots for link in links)
+
+    def _learn_prefix(self, job: Job, link: WorkerLink) -> None:
+        chunks = job.chunks()
+        if chunks and self.prefixes is not None:
+            self.prefixes.of(link.instance_id, link.epoch).add(chunks)
 
     # --- jobs ---
 
@@ -276,12 +284,11 @@ class Pool:
             link = self.choose(job)
             if link is not None:
                 self.in_flight += 1
+                if self.prefixes is not None and len(self.links) > 1:
+                    self._learn_prefix(job, link)
                 job.dispatch(link)
                 return True
-        job.waiting = True
-        self.waiting += 1
-        self.waiting_bytes += job.bytes_held
-        self._host.waiting_bytes += job.bytes_held
+        self._enqueued(job)
         lines = self._lines_of(job)
         name = job.line or job.function
         line = lines.get(name)
@@ -308,10 +315,27 @@ class Pool:
             line.left()
             self._tidy(job, line)
 
+    def _enqueued(self, job: Job) -> None:
+        job.waiting = True
+        job.since = self._host.now
+        self.waiting += 1
+        self.waiting_bytes += job.bytes_held
+        self._host.waiting_bytes += job.bytes_held
+        queued = self._queued.get(job.wanted)
+        if queued is None:
+            queued = self._queued[job.wanted] = [0, 0.0]
+        queued[0] += 1
+        queued[1] += job.workload
+
     def _dequeued(self, job: Job) -> None:
         self.waiting -= 1
         self.waiting_bytes -= job.bytes_held
         self._host.waiting_bytes -= job.bytes_held
+        queued = self._queued[job.wanted]
+        queued[0] -= 1
+        queued[1] -= job.workload
+        if queued[0] <= 0:
+            del self._queued[job.wanted]  # sums of floats drift: where nobody waits there is no load
 
     def _tidy(self, job: Job, line: Line) -> None:
         """Forget a line that nobody waits in."""
@@ -325,7 +349,9 @@ class Pool:
         """Call for a worker (at most once a second) while jobs wait and none is ready; fail them if none can start."""
         if not self.waiting:
             return
-        if any(link.usable for link in self.links):
+        if self.route.traffic:
+            self._poke_tags()
+        if self.ready():
             return
         if self.route.failure is not None:
             for job in self.waiting_jobs():
@@ -336,11 +362,28 @@ class Pool:
             self._demanded_at = now
             self._host.demand(self.route.endpoint_id, self.waiting)
 
+    def _poke_tags(self) -> None:
+        """Call for workers of revisions that are asked for by their tag, where no worker of them is ready."""
+        now = self._host.now
+        if now - self._demanded_at < DEMAND_S:
+            return
+        for name, line in self._lines.items():
+            if line and name.endswith("\0"):
+                revision_id = name[:-1].rpartition("\0")[2]
+                if not self.ready(revision_id, True):
+                    self._demanded_at = now
+                    self._host.demand(self.route.endpoint_id, len(line), revision_id)
+
     def waiting_jobs(self) -> list[Job]:
         """Jobs that wait, first in line first."""
-        lines = [*self._lines.values(), *(line for own in self._pinned.values() for line in own.values())]
-        entries = sorted((entry for line in lines for entry in line.entries()), key=lambda entry: entry[:2])
+        entries = sorted((entry for line in self._all_lines() for entry in line.entries()), key=lambda one: one[:2])
         return [job for _, _, job in entries]
+
+    def _all_lines(self) -> list[Line]:
+        return [*self._lines.values(), *(line for own in self._pinned.values() for line in own.values())]
+
+    def _waiting(self) -> Iterator[Job]:
+        return (entry[2] for line in self._all_lines() for entry in line.entries())
 
     def pump(self, link: WorkerLink | None = None) -> None:
         """Give waiting jobs to workers with room, oldest first. A full function does not hold up the others.
@@ -373,6 +416,8 @@ class Pool:
             self._dequeued(job)
             self._tidy(job, line)
             self.in_flight += 1
+            if self.prefixes is not None and len(self.links) > 1:
+                self._learn_prefix(job, chosen)
             job.dispatch(chosen)
 
     def released(self, link: WorkerLink) -> None:

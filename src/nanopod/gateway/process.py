@@ -19,6 +19,7 @@ from nanopod.gateway import tables
 from nanopod.gateway.caching import Results
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.calls import CallJob
+from nanopod.gateway.graphs import Graphs
 from nanopod.gateway.heads import HeadCache
 from nanopod.gateway.journal import Journal
 from nanopod.gateway.links import WorkerLink
@@ -26,6 +27,7 @@ from nanopod.gateway.meter import DRAIN_S, Spool
 from nanopod.gateway.pool import Pool
 from nanopod.gateway.recall import Kept, Recall
 from nanopod.gateway.relay import DOOMED_S, Request
+from nanopod.gateway.resending import Unacked
 from nanopod.gateway.server import HttpConnection
 from nanopod.gateway.sessions import Sessions
 from nanopod.gateway.surface import Surface
@@ -40,6 +42,7 @@ from nanopod.model.layout import Layout
 from nanopod.model.wire import (
     AnyMessage,
     Demand,
+    EndpointSample,
     Fault,
     GatewayHello,
     Message,
@@ -47,6 +50,7 @@ from nanopod.model.wire import (
     MeterSegment,
     RouteRow,
     Samples,
+    SamplesAck,
     Tables,
     TablesSeen,
     WorkerState,
@@ -54,7 +58,6 @@ from nanopod.model.wire import (
 
 DRAIN_S_MAX: Final = 10.0
 SHIP_S_MAX: Final = 2.0
-SAMPLE_S: Final = 1.0
 _log = logging.getLogger(__name__)
 
 
@@ -103,19 +106,23 @@ class Gateway:
         self.kept = Kept(self)
         self.results = Results()
         self.sessions = Sessions(self)
+        self.graphs = Graphs()
         self.dirty: list[Dirty] = []
         self.just_started: list[CallJob] = []
         self.releasing: list[WorkerLink] = []
         self.counters: Counter[str] = Counter()
         self.waiting_bytes = 0
+        self.loads_changed: dict[WorkerLink, None] = {}
+        """Workers whose engine's load the server does not know yet."""
+        self.unacked = Unacked()
         self.stopping = False
         self.addresses: tuple[str, ...] = ()
         self._control: ControlLink | None = None
         self._heard_at: float | None = self._saved_at()
         self._lost_at = self.now
         self._unsaved: bytes | None = None
-        self._sampled_at = self.now
-        self._next_sample = self.now + SAMPLE_S
+        self._second = int(time.time())
+        """The last one that was sampled."""
         self.recall.recover()
 
     @property
@@ -163,13 +170,14 @@ class Gateway:
         """Tell the server about a worker; after a reconnection it hears everything again."""
         self._send(message)
 
-    def demand(self, endpoint_id: str, waiting: int) -> None:
-        """Somebody waits at an endpoint without a ready worker."""
-        self._send(Demand(endpoint_id, waiting))
+    def demand(self, endpoint_id: str, waiting: int, revision_id: str = "") -> None:
+        """Somebody waits at an endpoint, or one of its revisions, without a ready worker."""
+        self._send(Demand(endpoint_id, waiting, revision_id))
 
-    def became_active(self, pool: Pool) -> None:
-        """First request after quiet: the server hears of it now."""
-        self._send(Samples(time.time(), [pool.sample(0.0)]))
+    def became_active(self, pool: Pool, workload: float) -> bool:
+        """First request after a quiet time: the server hears of it now, and the next sample leaves it out."""
+        first = EndpointSample(pool.route.endpoint_id, 1.0, 1, pool.waiting, pool.in_flight, workload)
+        return self._send(Samples(time.time(), [first], poke=True))
 
     def _send(self, message: Message) -> bool:
         if self._control is None:
@@ -188,6 +196,8 @@ class Gateway:
         for link in self.links.values():
             if link.greeted:
                 self._send(link.worker_state())
+        for samples in self.unacked.all():
+            self._send(samples)
         for pool in self.pools.values():
             if pool.waiting and not pool.ready():
                 self.demand(pool.route.endpoint_id, pool.waiting)
@@ -207,6 +217,8 @@ class Gateway:
             self._on_tables(message)
         elif isinstance(message, MeterAck):
             self.meter.acked(message.segment_id)
+        elif isinstance(message, SamplesAck):
+            self.unacked.acked(message.at)
         elif isinstance(message, Fault):
             from nanopod.gateway import faults
 
@@ -239,15 +251,17 @@ class Gateway:
         for endpoint_id, pool in list(self.pools.items()):
             route = known.routes.get(endpoint_id)
             if route is not None:
-                pool.route = route
+                pool.routed(route)
                 pool.pump()
                 pool.poke()
             elif not pool.total and not pool.links:
                 del self.pools[endpoint_id]
             else:
                 gone = Failure("start", "the endpoint was deleted")
-                pool.route = msgspec.structs.replace(pool.route, failure=gone)
+                pool.routed(msgspec.structs.replace(pool.route, failure=gone))
                 pool.poke()
+            if pool.prefixes:
+                pool.prefixes.keep(known.workers)
         self._send(TablesSeen(message.version))
 
     # --- time ---
@@ -265,19 +279,24 @@ class Gateway:
             if pool.waiting:
                 pool.pump()
                 pool.poke()
-        if now >= self._next_sample:
-            self._next_sample = now + SAMPLE_S
-            self._sample(now)
+        at = time.time()
+        if int(at) != self._second:
+            # At the turn of the wall clock's second: each of them has one sample, and none has two.
+            self._second = int(at)
+            self._sample(at)
             self.kept.expire(now)
             self._leave_doomed()
         self.flush()
 
-    def _sample(self, now: float) -> None:
-        span_s = now - self._sampled_at
-        self._sampled_at = now
-        samples = [pool.sample(span_s) for pool in self.pools.values() if pool.active]
-        if samples:
-            self._send(Samples(time.time(), samples))
+    def _sample(self, at: float) -> None:
+        loads, self.loads_changed = self.loads_changed, {}
+        for link in loads:
+            if not link.closed:
+                self._send(link.worker_state())
+        samples = Samples(at, [pool.sample() for pool in self.pools.values() if pool.active])
+        if samples.endpoints:
+            self.unacked.keep(samples)
+            self._send(samples)
 
     def _leave_doomed(self) -> None:
         """Streams leave a worker seconds before it is reclaimed."""
@@ -363,7 +382,7 @@ class Gateway:
             side.leave(websocket.GOING_AWAY, "the gateway is stopping")
         self.flush()
         deadline = self.loop.time() + DRAIN_S_MAX
-        while any(pool.in_flight for pool in self.pools.values()):
+        while self.graphs.running or any(pool.in_flight for pool in self.pools.values()):
             if self.loop.time() >= deadline:
                 break
             await asyncio.sleep(0.02)

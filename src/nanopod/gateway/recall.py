@@ -12,7 +12,8 @@ from nanopod.model import calls
 from nanopod.model.wire import KeyRow
 
 if TYPE_CHECKING:
-    from nanopod.gateway.links import HeldCall, WorkerLink
+    from nanopod.gateway.greetings import HeldCall
+    from nanopod.gateway.links import WorkerLink
     from nanopod.gateway.process import Gateway
 
 KEPT_S: Final = 600.0

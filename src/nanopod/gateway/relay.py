@@ -121,7 +121,6 @@ class Request(Asked):
         self._gw.wheel.by(self, min(self._deadline, now + TOKEN_GAP_S_MAX))
 
     def _open_head(self) -> bytes:
-        given = self._head.headers
         attempt: dict[str, Any] = {
             "request_id": self.record_id,
             "epoch": self.epoch,
@@ -134,6 +133,19 @@ class Request(Asked):
             attempt["prompt_ids"] = msgspec.Raw(self._prompt_ids)
         if any(self._outputs):
             attempt["choices"] = [ids.tolist() for ids in self._outputs]
+        timeout_s = max(0.1, self._deadline - self._gw.now)
+        return _json(
+            {"k": "http", "method": self._head.method, "path": self._open_path(), "headers": self._open_headers(),
+             "timeout_s": timeout_s, "attempt": attempt}
+        )  # fmt: skip
+
+    def _open_path(self) -> str:
+        """The path for the worker, with its query where that matters."""
+        return self._head.path
+
+    def _open_headers(self) -> dict[str, str]:
+        """The caller's headers that the worker gets."""
+        given = self._head.headers
         headers = {
             "content-type": given.get("content-type", "application/json"),
             "x-request-id": self.shown_id,
@@ -141,11 +153,7 @@ class Request(Asked):
         }
         if "accept" in given:
             headers["accept"] = given["accept"]
-        timeout_s = max(0.1, self._deadline - self._gw.now)
-        return _json(
-            {"k": "http", "method": "POST", "path": self._head.path, "headers": headers, "timeout_s": timeout_s,
-             "attempt": attempt}
-        )  # fmt: skip
+        return headers
 
     def on_frame(self, kind: int, flags: int, epoch: int, payload: bytes) -> None:
         """HEAD, TOKENS, DATA, END or RESET of the present attempt."""
@@ -308,7 +316,10 @@ class Request(Asked):
             self._lost_for_good(Failed(502, "server_error", "internal_error", "the worker ended without an answer"))
             return
         self._gw.meter.pending.append(self._record(self._status, usage))
-        self.pool.ended(self._revision_id, self._status >= 500)
+        if self._status >= 400:
+            self.pool.ended(self._revision_id, self._status >= 500)
+        else:
+            self.pool.served(self, self._revision_id, usage.prompt_tokens, usage.completion_tokens)
         self._close()
         if self._sse:
             if self._events is not None:
@@ -319,13 +330,18 @@ class Request(Asked):
             connection.finish()
             return
         headers = self._worker_headers
-        extra = self._extra(link.continuation)
-        for name in ("retry-after", "x-should-retry"):
-            if name in headers:
-                extra += f"{name}: {headers[name]}\r\n"
+        extra = self._extra(link.continuation) + self._worker_lines()
         body = b"".join(self._body_parts) if len(self._body_parts) != 1 else self._body_parts[0]
         content_type = headers.get("content-type", "application/json")
         connection.respond(self._status, body, content_type=content_type, extra=extra)
+
+    def _worker_lines(self) -> str:
+        """Header lines of the worker's answer that the caller gets besides its content type."""
+        headers, lines = self._worker_headers, ""
+        for name in ("retry-after", "x-should-retry"):
+            if name in headers:
+                lines += f"{name}: {headers[name]}\r\n"
+        return lines
 
     def _end_as_event(self, body: bytes) -> None:
         """A worker's error for a caller whose stream has begun: the same body, as an event."""

@@ -14,7 +14,8 @@ from nanopod.gateway import admission
 from nanopod.gateway.called import Called
 from nanopod.gateway.callframes import error_frame
 from nanopod.gateway.calls import LEASE_S, CallJob
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.jobs import Job
+from nanopod.gateway.pool import Pool
 from nanopod.gateway.wheel import Timed
 from nanopod.model import calls, ids
 from nanopod.model.errors import (

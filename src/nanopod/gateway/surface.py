@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote
 
 import msgspec
 
 from nanopod import __version__
-from nanopod.gateway import heads, tables
+from nanopod.gateway import families, heads, hosts, kserve, tables
 from nanopod.gateway.asked import Wishes
 from nanopod.gateway.callers import ClientLink
 from nanopod.gateway.heads import Failed, Head
+from nanopod.gateway.hosts import Addressed
+from nanopod.gateway.kserve import Kserve
 from nanopod.gateway.links import WorkerLink, admit
 from nanopod.gateway.proxy import Proxied
 from nanopod.gateway.relay import Request
@@ -35,6 +39,7 @@ INFERENCE: Final = {
     "/v1/chat/completions": "chat",
     "/v1/completions": "completion",
     "/v1/embeddings": "embedding",
+    "/v1/rerank": "embedding",
     "/v1/responses": "chat",
     "/v1/moderations": "embedding",
     "/v1/audio/transcriptions": "completion",
@@ -43,8 +48,11 @@ INFERENCE: Final = {
 }
 """Paths that workers answer, and what their records are called."""
 GENERATION: Final = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+OPENAI_PREFIX: Final = "KSERVE_OPENAI_ROUTE_PREFIX"
+"""Environment variable: OpenAI's paths are also below this prefix; `openai` when it is not set."""
 NOT_OFFERED: Final = ("/v1/assistants", "/v1/threads", "/v1/fine_tuning", "/v1/vector_stores", "/v1/realtime")
 
+_LINKS: Final = ("websocket", frames.UPGRADE)
 _json: Final = msgspec.json.Encoder().encode
 _FORM_MODEL: Final = re.compile(rb'name="?model"?[^\r\n]*\r\n(?:[^\r\n]+\r\n)*\r\n([^\r\n]*)\r\n')
 
@@ -64,6 +72,8 @@ class Body(msgspec.Struct, frozen=True):
     stream: Any = None
     seed: Any = None
     stream_options: Any = None
+    max_tokens: Any = None
+    max_completion_tokens: Any = None
 
 
 _decode_body: Final = msgspec.json.Decoder(Body).decode
@@ -74,6 +84,10 @@ class Surface:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gw = gateway
+        self._kserve = Kserve(gateway, self)
+        given = os.environ.get(OPENAI_PREFIX, "openai").strip("/")
+        self._prefix = f"/{given}" if given else ""
+        """What OpenAI's `/v1` may have before it."""
 
     def body_limit(self, head: Head | None) -> int:
         """Largest body of a request, in bytes."""
@@ -93,17 +107,30 @@ class Surface:
         text = f"the body is above {limit} bytes"
         if head.path.startswith(WEB_PREFIX):
             return heads.Problem(413, "request_too_large", text)
+        if kserve.is_v2(head.path) or kserve.is_v1(head.path) or head.path.startswith(hosts.PREFIX):
+            return families.refused(413, text)
         return heads.invalid("request_too_large", text, status=413)
 
     def route(self, connection: HttpConnection, head: Head) -> Routed | None:
         """(streamer, handler, refusal, body limit) for a request; None when it was upgraded."""
-        path = head.path
         limit = heads.BODY_BYTES_MAX
         try:
+            given = head
+            if head.upgrade not in _LINKS:
+                to = hosts.addressed(self._gw.tables, head)
+                routed = self._kserve.of_endpoint(to) if to is not None else None
+                if routed is not None:
+                    return routed
+                if self._prefix and head.path.startswith(self._prefix):
+                    head = self._unprefixed(head)
+            path = head.path
             if path in INFERENCE:
-                return None, self._inference, self._check_inference(head), limit
-            if path == "/healthz":
+                handler = self._inference if head is given else self._handler(self._inference, head)
+                return None, handler, self._check_inference(head), limit
+            if path == "/healthz" or path == "/health":
                 return None, self._healthz, None, limit
+            if path == "/":
+                return None, kserve.alive, None, limit
             if path == "/v1/link":
                 return self._client_link(connection, head)
             if path == "/v1/worker-link":
@@ -111,8 +138,10 @@ class Surface:
             if path.startswith(WEB_PREFIX):
                 limit = WEB_BODY_BYTES_MAX
                 return route_web(self._gw, connection, head)
+            if kserve.is_v2(path) or kserve.is_v1(path):
+                return self._kserve.route(head)
             if path == "/v1/models" or path.startswith("/v1/models/"):
-                return None, self._models, self._check_get(head), limit
+                return self._models_of(head)
             if path.startswith(NOT_OFFERED) or path.startswith(("/v1/responses/", "/v1/audio/")):
                 raise heads.invalid("unknown_url", f"Unknown request URL: {head.method} {path}", status=404)
         except Failed as failed:
@@ -121,7 +150,25 @@ class Surface:
 
     # --- checks before the body ---
 
-    def _key(self, head: Head) -> KeyRow:
+    def without_prefix(self, path: str) -> str:
+        """A path below `/openai/v1` as it is below `/v1`."""
+        if self._prefix and path.startswith(f"{self._prefix}/v1/"):
+            return path[len(self._prefix) :]
+        return path
+
+    def is_inference(self, path: str) -> bool:
+        """True for OpenAI's paths that workers answer."""
+        return path in INFERENCE
+
+    def _unprefixed(self, head: Head) -> Head:
+        path = self.without_prefix(head.path)
+        return head if path == head.path else hosts.moved(head, head.target[len(self._prefix) :])
+
+    def _handler(self, handler: Handler, head: Head) -> Handler:
+        """The handler for a head that is not the one that came."""
+        return lambda connection, _, body: handler(connection, head, body)
+
+    def key(self, head: Head) -> KeyRow:
         gw = self._gw
         key = gw.tables.authenticate(head.authorization)
         if key is None:
@@ -133,17 +180,21 @@ class Surface:
     def _check_get(self, head: Head) -> Refused | None:
         if head.method not in ("GET", "HEAD"):
             return Refused(_not_allowed(head, "GET"))
-        self._key(head)
+        self.key(head)
         return None
 
     def _check_inference(self, head: Head) -> Refused | None:
         if head.method != "POST":
             return Refused(_not_allowed(head, "POST"))
-        key = self._key(head)
+        failed = self.may_ask(self.key(head))
+        return Refused(failed) if failed is not None else None
+
+    def may_ask(self, key: KeyRow) -> Failed | None:
+        """Why a key may not call endpoints now; None when it may."""
         if not tables.may_call(key):
-            return Refused(heads.denied("this key may not call endpoints: it lacks the scope `call`"))
+            return heads.denied("this key may not call endpoints: it lacks the scope `call`")
         if self._gw.meter.full:
-            return Refused(heads.overloaded("usage cannot be recorded now (the gateway's disk does not take it)"))
+            return heads.overloaded("usage cannot be recorded now (the gateway's disk does not take it)")
         return None
 
     # --- answers ---
@@ -159,9 +210,48 @@ class Surface:
         }
         connection.respond(200, _json(facts))
 
-    def _models(self, connection: HttpConnection, head: Head, body: bytes) -> None:
-        key = self._key(head)
+    def _models_of(self, head: Head) -> Routed:
+        """`/v1/models` of a workspace: OpenAI's list, V1's where nothing speaks OpenAI."""
+        limit = heads.BODY_BYTES_MAX
+        key = self.key(head)
+        name = unquote(head.path[len("/v1/models/") :])
+        speaks_openai = bool(self._gw.tables.models.get(key.workspace_id))
+        if name and self._gw.tables.model(key.workspace_id, name) is None:
+            route = self._kserve.known(key, name)
+            if route is not None and "v1" in route.protocols:
+                return self._kserve.ready(head, key, route)
+        names = self._kserve.names(key, "v1")
+        if names and not speaks_openai:
+            if name:
+                raise families.refused(404, f"there is no model {name} here; there is {', '.join(names[:10])}")
+            if head.method in ("GET", "HEAD"):
+                return None, lambda connection, _, __: connection.respond(200, _json({"models": names})), None, limit
         found = self._gw.tables.models.get(key.workspace_id, {})
+        return None, self._handler(self._models(found), head), self._check_get(head), limit
+
+    def openai_of(self, to: Addressed, path: str) -> Routed | None:
+        """OpenAI's paths of one endpoint, whatever model their bodies name; None for another path."""
+        limit = heads.BODY_BYTES_MAX
+        head = to.head if to.head.path == path else hosts.moved(to.head, path)
+        if path in INFERENCE:
+
+            def infer(connection: HttpConnection, _: Head, body: bytes) -> None:
+                self._ask(connection, head, body, to.key, to.route, _read(head, body, model=to.route.name)[0])
+
+            return None, infer, self._check_inference(head), limit
+        if path == "/v1/models" or (path.startswith("/v1/models/") and not kserve.is_v1(path)):
+            name = unquote(path[len("/v1/models/") :])
+            if name and name not in to.route.model_ids and "v1" in families.protocols_of(to.route):
+                return None
+            found = dict.fromkeys(to.route.model_ids, to.route)
+            return None, self._handler(self._models(found), head), self._check_get(head), limit
+        return None
+
+    def _models(self, found: Mapping[str, RouteRow]) -> Handler:
+        return lambda connection, head, body: self._listed(connection, head, found)
+
+    def _listed(self, connection: HttpConnection, head: Head, found: Mapping[str, RouteRow]) -> None:
+        key = self.key(head)
         cards = [self._card(name, route) for name, route in sorted(found.items()) if tables.may_use(key, route)]
         wanted = unquote(head.path[len("/v1/models/") :])
         extra = f"x-request-id: {heads.request_id_of(head) or self._gw.request_id()}\r\n"
@@ -179,7 +269,10 @@ class Surface:
         ready = pool is not None and any(link.usable for link in pool.links)
         waking = pool is not None and pool.waiting > 0
         state = "ready" if ready else "failed" if route.failure else "waking" if waking else "asleep"
+        # Who asks by V1's words reads these; an endpoint that sleeps is ready to be woken.
+        v1 = {"name": name, "ready": state != "failed"} if "v1" in route.protocols else {}
         return {
+            **v1,
             "id": name,
             "object": "model",
             "created": route.created_at,
@@ -189,12 +282,18 @@ class Surface:
 
     def _inference(self, connection: HttpConnection, head: Head, body: bytes) -> None:
         gw = self._gw
-        key = self._key(head)
+        key = self.key(head)
         wishes, model = _read(head, body)
         route = gw.tables.model(key.workspace_id, model)
         if route is None or not tables.may_use(key, route):
             known = gw.tables.models.get(key.workspace_id, {})
             raise _no_model(model, [name for name, row in known.items() if tables.may_use(key, row)])
+        self._ask(connection, head, body, key, route, wishes)
+
+    def _ask(
+        self, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, route: RouteRow, wishes: Wishes
+    ) -> None:  # fmt: skip
+        gw = self._gw
         kind = INFERENCE[head.path]
         Request(gw, connection, head, body, key, gw.pool(route), kind, wishes, head.path in GENERATION).start()
 
@@ -207,7 +306,7 @@ class Surface:
 
     def _client_link(self, connection: HttpConnection, head: Head) -> Routed | None:
         """Open an SDK's websocket."""
-        key = self._key(head)
+        key = self.key(head)
         given = head.headers
         if head.upgrade != "websocket" or head.method != "GET":
             raise Failed(
@@ -271,11 +370,13 @@ def _no_model(model: str, known: list[str]) -> Failed:
     return heads.invalid("model_not_found", f"The model `{model}` does not exist here; there is {names}.", "model", 404)
 
 
-def _read(head: Head, body: bytes) -> tuple[Wishes, str]:
-    """What the body says about its way: (wishes, model)."""
+def _read(head: Head, body: bytes, model: str = "") -> tuple[Wishes, str]:
+    """What the body says about its way: (wishes, model). `model`: what is meant where the body names none."""
     if head.headers.get("content-type", "").startswith("multipart/form-data"):
         found = _FORM_MODEL.search(body)
         if found is None:
+            if model:
+                return Wishes(), model
             raise heads.invalid("missing_required_parameter", "the form has no field `model`", "model")
         return Wishes(), found[1].decode(errors="replace")
     try:
@@ -284,13 +385,15 @@ def _read(head: Head, body: bytes) -> tuple[Wishes, str]:
         raise heads.invalid("invalid_json", "the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise heads.invalid("invalid_json", f"the body is not JSON: {error}") from None
-    if fields.model is None:
+    named = model if fields.model is None and model else fields.model
+    if named is None:
         raise heads.invalid("missing_required_parameter", "you must name a model", "model")
-    if not isinstance(fields.model, str):
+    if not isinstance(named, str):
         raise heads.invalid("invalid_value", "`model` must be a string", "model")
     if fields.stream is not None and not isinstance(fields.stream, bool):
         raise heads.invalid("invalid_value", "`stream` must be true or false", "stream")
     options = fields.stream_options
     usage = bool(options.get("include_usage")) if isinstance(options, dict) else False
     seed = fields.seed if isinstance(fields.seed, int) and not isinstance(fields.seed, bool) else None
-    return Wishes(stream=bool(fields.stream), seed=seed, include_usage=usage), fields.model
+    most = fields.max_tokens if fields.max_completion_tokens is None else fields.max_completion_tokens
+    return Wishes(stream=bool(fields.stream), seed=seed, include_usage=usage, most_tokens=most), named

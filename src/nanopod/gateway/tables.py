@@ -61,6 +61,7 @@ class Known:
         "models",
         "pepper",
         "routes",
+        "served",
         "version",
         "workers",
     )
@@ -77,6 +78,8 @@ class Known:
         self._names: dict[tuple[str, str], RouteRow] = {}
         self.models: dict[str, dict[str, RouteRow]] = {}
         """{workspace id: {model id: route}}"""
+        self.served: dict[str, dict[str, RouteRow]] = {}
+        """{workspace id: {name of a model in V1 and V2 paths: route}}"""
         for route in self.routes.values():
             workspace = route.workspace_id
             self._names[workspace, route.endpoint_id] = route
@@ -84,8 +87,17 @@ class Known:
             # A bare name means the default tag, or the only one there is.
             if route.tag == "default" or (workspace, route.name) not in self._names:
                 self._names[workspace, route.name] = route
-            for model in route.model_ids:
-                self.models.setdefault(workspace, {}).setdefault(model, route)
+            speaks = route.protocols or ("openai",)
+            if "openai" in speaks:
+                for model in route.model_ids:
+                    self.models.setdefault(workspace, {}).setdefault(model, route)
+            if "v1" in speaks or "v2" in speaks:
+                for model in route.serves or route.model_ids:
+                    self.served.setdefault(workspace, {}).setdefault(model, route)
+        for route in self.routes.values():
+            # An endpoint's own name is a name of its model, unless another endpoint's model is called so.
+            if route.tag == "default" and route.workspace_id in self.served and self._speaks_kserve(route):
+                self.served[route.workspace_id].setdefault(route.name, route)
 
     def authenticate(self, authorization: str) -> KeyRow | None:
         """The key behind an `Authorization` value; None when it is missing, wrong, expired or revoked."""
@@ -105,6 +117,10 @@ class Known:
             return None
         return row
 
+    @staticmethod
+    def _speaks_kserve(route: RouteRow) -> bool:
+        return "v1" in route.protocols or "v2" in route.protocols
+
     def _worker_key(self, secret: bytes) -> KeyRow | None:
         """A join token as a key: code on a worker may call what its workspace has."""
         worker = self._tokens.get(hashlib.sha256(secret).hexdigest())
@@ -123,7 +139,7 @@ class Known:
         route = models.get(model) if models else None
         if route is None:
             route = self._names.get((workspace_id, model))
-            if route is not None and route.kind != "model":
+            if route is not None and (route.kind != "model" or "openai" not in (route.protocols or ("openai",))):
                 return None
         return route
 

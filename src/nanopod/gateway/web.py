@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nanopod.gateway import tables
+from nanopod.gateway import breaker, tables
 from nanopod.gateway.heads import Head, Problem
 from nanopod.gateway.pool import Pool
 from nanopod.gateway.server import Exchange, Handler, HttpConnection, Streamer
@@ -41,6 +41,9 @@ def route_web(gw: Gateway, connection: HttpConnection, head: Head) -> Routed:
     if gw.meter.full or gw.stopping:
         raise Problem(503, "overloaded", "the gateway is restarting, or its disk does not take usage records",
                       extra="retry-after: 1\r\n")  # fmt: skip
+    refused = breaker.check(pool, "")
+    if refused is not None:
+        raise Problem(refused.status, refused.code, refused.message, extra=refused.extra)
     if pool.full(min(head.length, HELD_BYTES_MAX)):
         raise Problem(503, "overloaded", "too many requests wait for this endpoint", extra="retry-after: 5\r\n")
     theirs = key if key is not None and key.workspace_id == route.workspace_id else None

@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from nanopod.gateway import heads
+from nanopod.gateway import breaker, heads
 from nanopod.gateway.asked import wait_limit_s
 from nanopod.gateway.forwarding import forwarded, scheme_of
 from nanopod.gateway.heads import Failed, Head, Problem
+from nanopod.gateway.jobs import TAG_HEADER, Job
 from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.pool import Pool
 from nanopod.gateway.webroutes import Target
 from nanopod.model import frames
-from nanopod.model.endpoint import CALL_TIMEOUT_S
+from nanopod.model.endpoint import CALL_TIMEOUT_S, STOPPED
 from nanopod.model.wire import KeyRow, MeterRecord
 
 if TYPE_CHECKING:
@@ -154,7 +155,7 @@ class WebJob(Job):
             if self._ended or self._target.mount is not None or self._pending_bytes >= HELD_BYTES_MAX // 2:
                 self._submitted = True
                 self.pool.enter(WORKLOAD)
-                self.pool.draw(self, self.record_id.encode())
+                self.pool.draw(self, self.record_id.encode(), self._head.headers.get(TAG_HEADER, ""))
                 self._submit()
         elif self.link is not None:
             self._send_body()
@@ -366,6 +367,9 @@ class WebJob(Job):
         """No worker of the endpoint can start; say what the last one said."""
         failure = self.pool.route.failure
         self.pool.withdraw(self)
+        if failure is not None and failure.type_name == STOPPED:
+            self.fail(Problem(503, "stopped", failure.message))
+            return
         where = f" while it was at `{failure.stage}`" if failure else ""
         text = f"no worker can start: the last one failed{where}: {failure.message if failure else 'unknown'}"
         self.fail(Problem(502, "deployment_failed", text))
@@ -381,7 +385,8 @@ class WebJob(Job):
                 phase = " ".join(self.pool.route.phase_text.split())
                 self.pool.withdraw(self)
                 text = f"no worker took the request in time{f' ({phase})' if phase else ''}"
-                self.fail(Problem(504, "queue_timeout", text))
+                extra = breaker.retry_after(self.pool.eta_s())
+                self.fail(Problem(503 if self.pool.strict else 504, "queue_timeout", text, extra=extra))
                 return
             self.pool.poke()
             if self.waiting:
@@ -465,7 +470,10 @@ class WebJob(Job):
         """The record of this request; on file before the last bytes of its answer leave."""
         key, route = self._key, self.pool.route
         if status != 499:
-            self.pool.ended(self._revision_id, status >= 500)
+            if status >= 400 or self.is_websocket:
+                self.pool.ended(self._revision_id, status >= 500)
+            else:
+                self.pool.served(self, self._revision_id)
         self._gw.meter.pending.append(
             MeterRecord(
                 self.record_id, self.shown_id, route.workspace_id, key.key_id if key is not None else "",

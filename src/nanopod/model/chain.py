@@ -225,11 +225,13 @@ class Instance:
     warned: str = ""
     """What it was told of its end, as JSON of `market.quota.Warned`; "" for nothing."""
     tags: Mapping[str, str] = field(default_factory=dict)
-    start_kind: Literal["provision", "wake"] = "provision"
-    """How this epoch was started."""
+    start_kind: Literal["provision", "wake", "fill"] = "provision"
+    """How this epoch was started; `fill`: to be hibernated as soon as it is ready."""
     start_at: float | None = None
     """When this epoch was asked for; with `ready_at` it says how long such a start takes."""
     hibernated_at: float | None = None
+    home: str = ""
+    """The node that it ran on last, where it is woken if there is room; "" while it was never hibernated."""
 
     @property
     def live(self) -> bool:

@@ -17,6 +17,8 @@ QUEUE_TIMEOUT_S = 900.0
 WAIT_S_MAX = 600.0
 GPUS_MAX = 16
 """How many GPU models a call may prefer."""
+STOPPED = "Stopped"
+"""Type of the `Failure` that requests to an endpoint meet that was asked to run nothing."""
 PLACE_CHARS_MAX = 64
 """Of the name of a GPU model or region."""
 """Longest time a request may be parked while an endpoint wakes."""
@@ -39,7 +41,7 @@ LIVE_PHASES: tuple[Phase, ...] = (
 )  # fmt: skip
 Profile = Literal["auto", "vast", "knative", "coreweave"]
 Metric = Literal["concurrency", "rps", "load", "kv", "tokens", "cpu", "memory"]
-Stage = Literal["bundle", "environment", "import", "context", "benchmark", "engine", "start", "run"]
+Stage = Literal["bundle", "storage", "environment", "import", "context", "benchmark", "engine", "start", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,8 @@ class SecretRef:
 
     name: str
     version: int = 0
+    keys: tuple[tuple[str, str], ...] = ()
+    """(environment variable, key of the secret): only these pairs, by these names; (): all pairs by their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -434,6 +438,13 @@ class InstanceSpec:
     """For `app.kind == "machine"`: the root file system to unpack (a blob); "": the machine's own system."""
     url: str = ""
     """Where code on the worker reaches its own cloud (`NANOPOD_URL` there); "": nowhere. Its key is the join token."""
+    drain_s: float = 0.0
+    """How long requests that run may go on once it is told to stop."""
+
+    @property
+    def stop_s(self) -> float:
+        """Seconds that it has when it is told to stop: its grace, or for its requests to end and what follows."""
+        return max(self.grace_s, self.drain_s + self.grace_s / 2) if self.drain_s > 0 else self.grace_s
 
 
 @dataclass(frozen=True, slots=True)

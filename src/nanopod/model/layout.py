@@ -5,7 +5,7 @@
 <data>/lock up.json             owner, pids, URLs    <data>/logs/*.log             one per process
 <data>/blobs/sha256/ab/abcd...  uploaded bundles     <data>/gateway/<id>/          meter spool, journal, tables
 <data>/calls/ab/abcd...         large spawned calls  <data>/spills/<workspace>/     very large payloads, a day
-<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models,snapshots,benchmarks}/
+<data>/node/instances/<id>/     one per instance     <data>/cache/{envs,models,storage,snapshots,benchmarks}/
 <run>/{server,control,agent,gateway}.sock            unix sockets, directory mode 0700
 ```
 """
@@ -85,6 +85,11 @@ class Layout:
     @property
     def models(self) -> Path:
         return self.data / "cache" / "models"
+
+    @property
+    def storage(self) -> Path:
+        """Files that were fetched for models, by their content."""
+        return self.data / "cache" / "storage"
 
     @property
     def snapshots(self) -> Path:

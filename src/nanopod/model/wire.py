@@ -51,9 +51,6 @@ class RouteRow(msgspec.Struct, frozen=True):
     """What a waiting caller is told, such as `starting 1 worker`."""
     failure: Failure | None = None
     """Set when no worker of the current revision can start: waiting calls fail with it at once."""
-    canary_revision_id: str = ""
-    """A revision that gets `canary_percent` of the calls while `revision_id` gets the rest; "": none."""
-    canary_percent: int = 0
     asgi: tuple[AsgiSpec, ...] = ()
     price_micro_per_s: float = 0.0
     """What a second of one worker costs, in micro-dollars; 0: not known."""
@@ -69,7 +66,8 @@ class RouteRow(msgspec.Struct, frozen=True):
     """Names of the models in V1 and V2 paths."""
     graph: GraphSpec | None = None
     traffic: tuple[Traffic, ...] = ()
-    """Shares and tags with the revision ids filled in; (): all to `revision_id`."""
+    """Shares and tags with the revision ids filled in, each tag in a row of its own; (): all to `revision_id`. A
+    revision whose rows have no percent gets calls by its tag alone."""
     stopped: bool = False
 
 
@@ -122,6 +120,8 @@ class Demand(Message, frozen=True, tag="demand"):
 
     endpoint_id: str
     waiting: int = 1
+    revision_id: str = ""
+    """The revision that is asked for by its tag and has no ready worker; "": any will do."""
 
 
 class EndpointSample(msgspec.Struct, frozen=True, array_like=True):
@@ -361,7 +361,7 @@ class SecretValues(Message, frozen=True, tag="secret_values"):
     env: dict[str, str] = {}
     error: str = ""
     mounts: dict[str, dict[str, str]] = {}
-    """By name: the pairs of secrets that open buckets; they are no variables of the worker."""
+    """By name: the pairs of secrets that open buckets and storages; they are no variables of the worker."""
 
 
 class Fault(Message, frozen=True, tag="fault"):

@@ -6,6 +6,7 @@
 | `bootcmd`, `runcmd` | commands, in this order; each list is one shell script and goes on after a command that fails |
 | `ssh_authorized_keys` | lines of `~/.ssh/authorized_keys` |
 | `nanopod: {on_shutdown: [...]}` | commands that are run once when the end of the instance's time is announced |
+| `nanopod: {run: {argv: [...]}}` | one command with what it needs (`model.job.RunSpec`); its end is the machine's |
 
 Everything else is refused, by name: instances of this node share its system, and a start that silently leaves out half
 of what was asked for would be worse than none.
@@ -24,6 +25,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+
+from nanopod.model.job import RunSpec
 
 BYTES_MAX: Final = 64 << 10
 ITEMS_MAX: Final = 1000
@@ -64,6 +67,8 @@ class Boot:
     """(what it is called, content) of programs to run one after the other."""
     hook: bytes = b""
     """The program to run when a shutdown is announced, or nothing."""
+    run: RunSpec | None = None
+    """The one command whose end is the machine's."""
 
 
 def parse(cloud_init: str) -> Boot:
@@ -113,7 +118,26 @@ def _config(data: bytes) -> Boot:
         lines = [_text(line, f"ssh_authorized_keys[{number}]").strip() for number, line in enumerate(keys)]
         content = "".join(f"{line}\n" for line in lines).encode()
         files.append(FileToWrite(".ssh/authorized_keys", content, 0o600, append=True))
-    return Boot(tuple(files), scripts, _hook(config.get("nanopod")))
+    run = _run(config)
+    if run is not None and (files or scripts):
+        raise BootError("cloud_init_user_data.nanopod.run: it is the whole start-up; leave the other keys out")
+    return Boot(tuple(files), scripts, _hook(config.get("nanopod")), run)
+
+
+def _run(config: Mapping[str, Any]) -> RunSpec | None:
+    own = config.get("nanopod")
+    if not isinstance(own, dict) or own.get("run") is None:
+        return None
+    try:
+        run = msgspec.convert(own["run"], RunSpec)
+    except msgspec.ValidationError as error:
+        raise BootError(f"cloud_init_user_data.nanopod.run: {error}") from None
+    if not run.argv or any("\0" in word for word in (*run.argv, *run.env.values())):
+        raise BootError("cloud_init_user_data.nanopod.run.argv: give a command, without zero bytes")
+    for mount in run.mounts:
+        if not mount.path.startswith("/") or ".." in (*mount.path.split("/"), *mount.sub_path.split("/")):
+            raise BootError(f"cloud_init_user_data.nanopod.run.mounts: {mount.path!r} must be absolute, without ..")
+    return run
 
 
 def _hook(own: Any) -> bytes:
@@ -122,8 +146,8 @@ def _hook(own: Any) -> bytes:
     if not isinstance(own, dict):
         raise BootError("cloud_init_user_data.nanopod: it must be a mapping, such as {on_shutdown: [...]}")
     for key in own:
-        if key != "on_shutdown":
-            raise BootError(f"cloud_init_user_data.nanopod.{str(key)[:80]}: only on_shutdown is known")
+        if key not in ("on_shutdown", "run"):
+            raise BootError(f"cloud_init_user_data.nanopod.{str(key)[:80]}: only on_shutdown and run are known")
     commands = own.get("on_shutdown")
     return _commands(commands, "nanopod.on_shutdown") if commands else b""
 

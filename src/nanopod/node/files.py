@@ -10,6 +10,7 @@ metadata.sock  what it may know of itself, over HTTP                   on_shutdo
 hooked.json    the announcement for which that was run         swap.sock      takes new function bodies
 next/          a newer bundle, while it is swapped in
 volumes/       a link to each of its volumes                           mounts.json    where those are
+storage/       the files that were fetched for it                      links          paths outside that lead to them
 ```
 A machine has besides:
 ```
@@ -39,6 +40,8 @@ HOOKED: Final = "hooked.json"
 SWAP: Final = "swap.sock"
 MOUNTS: Final = "mounts.json"
 VOLUMES: Final = "volumes"
+STORAGE: Final = "storage"
+LINKS: Final = "links"
 NEXT: Final = "next"
 HOME: Final = "home"
 IMAGE: Final = "image"

@@ -33,6 +33,9 @@ from nanopod.node.machine import (
     Unwanted,
 )  # fmt: skip
 from nanopod.node.notices import Notices
+from nanopod.node.storage import furnishing
+from nanopod.node.storage.errors import GivenUp, StorageFailed
+from nanopod.node.storage.storage import Storage
 from nanopod.node.zygotes import Fork, Zygotes
 
 STARTS_MIN: Final = 4
@@ -45,6 +48,8 @@ BOOT_S_MAX: Final = 2.0
 """A machine's start-up is looked at closely for so long, then as often as everything else."""
 BUILDS_MAX: Final = 2
 """Instances that install packages or run commands before they start, at once."""
+FETCHES_MAX: Final = 32
+"""Instances that may wait for their files at once."""
 _log: Final = logging.getLogger("nanopod.node.fleet")
 
 
@@ -60,6 +65,8 @@ class Fleet:
         self._machine = machine
         self._room = asyncio.Semaphore(max(STARTS_MIN, machine.cpus))
         self._builds = asyncio.Semaphore(BUILDS_MAX)
+        self._fetches = asyncio.Semaphore(FETCHES_MAX)
+        self.storage = Storage(layout)
         self._tasks: set[asyncio.Task[Any]] = set()
         self._local = os.environ.get("NANOPOD_LOCAL") == "1" and os.environ.get("NANOPOD_LOCAL_ISOLATE") != "1"
         self._sweep_at = 0.0
@@ -256,7 +263,7 @@ class Fleet:
 
     def _hold(self, spec: InstanceSpec, *, wanted: bool = True) -> Held:
         held = Held(
-            spec, self._directory(spec), Life(spec.instance_id, spec.epoch, spec.grace_s), since=time.time(),
+            spec, self._directory(spec), Life(spec.instance_id, spec.epoch, spec.stop_s), since=time.time(),
             wanted=wanted,
         )  # fmt: skip
         self.instances[spec.instance_id] = held
@@ -321,8 +328,8 @@ class Fleet:
         """Take one of the places for starting, and keep it until the worker runs."""
         image = held.spec.app.image
         slow = not self._local and bool(image.pip_install or image.apt_get or image.runs or held.spec.image_sha256)
-        # Those that install or unpack first have places of their own, so that nobody waits behind them who does not.
-        async with self._builds if slow else self._room:
+        # Those that install or fetch first have places of their own, so that nobody waits behind them who does not.
+        async with self._fetches if furnishing.all_of(held.spec) else self._builds if slow else self._room:
             if held.life.state == "queued":
                 self._event(held, Admitted())
                 await held.settled.wait()
@@ -330,10 +337,19 @@ class Fleet:
     async def _prepare(self, held: Held) -> None:
         failure: Failure | None
         around = preparing.Surroundings(self._layout, tuple(self._gateways), self._local, self._machine)
+        spec = held.spec
         try:
-            values = await secrets.values_of(held.spec.app.image, held.spec.instance_id, self.ask)
+            image, more = preparing.needs(spec)
+            also = furnishing.secrets_of(spec, more)
+            values = await secrets.values_of(image, spec.instance_id, self.ask, also)
             held.secrets = dict(values.env) if values is not None else {}
-            await asyncio.to_thread(preparing.prepare, held, around, values.mounts if values is not None else {})
+            pairs = values.mounts if values is not None else {}
+            await preparing.bring(self.storage, held, around, pairs, self._on_change)
+            await asyncio.to_thread(preparing.prepare, held, around, pairs)
+        except GivenUp:
+            failure = None
+        except StorageFailed as error:
+            failure = Failure("storage", str(error), user_fault=error.user_fault)
         except bundle.BundleError as error:
             failure = Failure("bundle", str(error), user_fault=error.user_fault)
         except (environment.EnvironmentFailed, guests.BootFailed) as error:
@@ -343,7 +359,10 @@ class Fleet:
         else:
             self._event(held, Prepared())
             return
-        self._fail(held, failure)
+        if failure is None:
+            self._event(held, Trouble(None))
+        else:
+            self._fail(held, failure)
 
     async def _attend(self, held: Held) -> None:
         """It runs now: answer its questions, tell it what was announced, see how a machine's start-up goes."""
@@ -442,6 +461,7 @@ class Fleet:
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._spawn(asyncio.to_thread(leftovers.sweep, self._layout.instances, frozenset(self.instances)))
+            self._spawn(self.storage.sweep())
 
     def ping(self) -> None:
         """Renew the leases of all shims."""

@@ -1,7 +1,8 @@
 """The first process of a machine, `python -m nanopod.node.guest DIR`: runs its start-up, then stays until stopped.
 
 It is to a machine what init is to a system: programs one after the other in a session of their own, orphans collected,
-and alive when they are done. A program that fails is written down (state.json) and changes nothing else. SIGTERM goes
+and alive when they are done. A program that fails is written down (state.json) and changes nothing else. A machine with
+one command (`once`) ends with it, by its exit status; what it changed in volumes is kept if that is 0. SIGTERM goes
 to everything that runs in the machine; once nothing is left, the guest ends. Its parent is the shim; should that be
 killed, the guest kills everything and ends, too. Imports little.
 """
@@ -26,6 +27,9 @@ STOPPING_S: Final = 0.2
 BUSY_TRIES: Final = 50
 BUSY_S: Final = 0.01
 EXIT_NOT_RUN: Final = 127
+EXIT_STOPPED: Final = 128 + signal.SIGTERM
+EXIT_NOT_KEPT: Final = 74
+"""The command went well, but what it changed in a volume could not be kept."""
 
 
 class Guest:
@@ -36,6 +40,10 @@ class Guest:
         self.epoch: int = boot["epoch"]
         self.steps: list[tuple[str, str]] = [(name, path) for name, path in boot["steps"]]
         self.status_fd = status_fd
+        self.once: bool = boot.get("once", False)
+        self.commit: list[str] = boot.get("commit", [])
+        self.code = 0
+        """Exit status of the last program that ended."""
         self.ready = False
         self.note = ""
         self.current = 0
@@ -106,6 +114,7 @@ class Guest:
             if pid == self.current:
                 self.current = 0
                 code = os.waitstatus_to_exitcode(status)
+                self.code = code if code >= 0 else 128 - code
                 if code and not self.stopping:
                     how = f"exited {code}" if code > 0 else f"was ended by {_name(-code)}"
                     self.note = self.note or f"{self.name} {how}"
@@ -122,8 +131,15 @@ class Guest:
                     with contextlib.suppress(OSError):
                         os.kill(pid, number)
 
-    def run(self) -> None:
-        """Until it is told to stop and nothing is left."""
+    def finish(self) -> int:
+        """The one command ended: keep what it changed in volumes if it went well; the exit status of the machine."""
+        procs.kill_tree(os.getpid())
+        if self.code == 0 and self.commit and not keep(self.commit):
+            return EXIT_NOT_KEPT
+        return self.code
+
+    def run(self) -> int:
+        """Until it is told to stop and nothing is left, or the one command ended; the exit status."""
         self.next()
         while True:
             found = signal.sigtimedwait(SIGNALS, STOPPING_S if self.stopping else IDLE_S)
@@ -131,14 +147,42 @@ class Guest:
                 self.stopping = True
             if os.getppid() != self.parent:
                 procs.kill_tree(os.getpid())
-                return
+                return EXIT_STOPPED
             left = self.reap()
             if self.stopping:
                 if not left:
-                    return
+                    return EXIT_STOPPED if self.once else 0
                 self.stop()
+            elif self.once and not self.current and not self.steps:
+                return self.finish()
             elif not self.current:
                 self.next()
+
+
+def keep(names: list[str]) -> bool:
+    """Make what is in these volumes their next version; False, with the reason printed, where that cannot be."""
+    # Imported here: machines without volumes have no use for it.
+    from pathlib import Path
+
+    from nanopod.model import registry
+    from nanopod.model.errors import NanopodError
+    from nanopod.node import mounting, records
+
+    directory = Path.cwd()
+    start = records.read_start(directory)
+    if start is None:
+        print("volumes cannot be kept: spec.json cannot be read", file=sys.stderr, flush=True)
+        return False
+    mounting.attach(start.instance, directory)
+    for name in names:
+        try:
+            assert registry.mounts is not None, "attached above"
+            version = registry.mounts.commit(name)
+            print(f"volume {name} is at version {version}", flush=True)
+        except (NanopodError, OSError) as error:
+            print(f"volume {name} cannot be kept: {error}", file=sys.stderr, flush=True)
+            return False
+    return True
 
 
 def _name(number: int) -> str:
@@ -166,8 +210,7 @@ def main(argv: list[str]) -> int:
     procs.adopt_orphans()
     with open(files.BOOT, "rb") as file:
         guest = Guest(json.load(file), status_fd, shim)
-    guest.run()
-    return 0
+    return guest.run()
 
 
 if __name__ == "__main__":

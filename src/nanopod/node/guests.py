@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
 from nanopod.model.endpoint import Failure, InstanceSpec
+from nanopod.model.job import RunSpec
 from nanopod.node import cloudinit, files, image, launch, records
 from nanopod.node.bundle import BundleError
+from nanopod.node.storage.told import located
 
 KIND: Final = "machine"
 NOT_FOR_GUESTS: Final = ("NANOPOD_MODE", "NANOPOD_UP_PID", "NANOPOD_LOCAL")
@@ -71,10 +74,34 @@ def is_machine(spec: InstanceSpec) -> bool:
     return spec.app.kind == KIND
 
 
+def run_of(spec: InstanceSpec) -> RunSpec | None:
+    """The one command of a machine that has such; None for every other instance. Raises `BootFailed`."""
+    if not is_machine(spec):
+        return None
+    try:
+        return cloudinit.parse(spec.cloud_init).run
+    except cloudinit.BootError as error:
+        raise BootFailed(Failure("start", str(error), user_fault=True)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """What was put in place for the one command: variables, paths that lead elsewhere, volumes to keep changes of."""
+
+    env: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, str] = field(default_factory=dict)
+    commit: tuple[str, ...] = ()
+
+
 def prepare(
-    spec: InstanceSpec, directory: Path, blob: Callable[[str], Path], stop: threading.Event | None = None
+    spec: InstanceSpec,
+    directory: Path,
+    blob: Callable[[str], Path],
+    stop: threading.Event | None = None,
+    placed: Placed | None = None,
 ) -> records.Launch:
     """Fill the directory of a machine; how the shim starts it. On a thread. Raises `BootFailed` and `OSError`."""
+    placed = placed or Placed()
     try:
         boot = cloudinit.parse(spec.cloud_init)
         root = None
@@ -90,9 +117,14 @@ def prepare(
     except BundleError as error:
         raise BootFailed(Failure("bundle", str(error), user_fault=error.user_fault)) from error
     steps = [(name, str(_program(directory / f"boot-{n}", text))) for n, (name, text) in enumerate(boot.scripts)]
+    run = boot.run
+    if run is not None:
+        words = shlex.join(located(word, placed.table) for word in run.argv)
+        steps.append(("command", str(_program(directory / "boot-0", f"#!/bin/sh\nexec {words}\n".encode()))))
     if boot.hook:
         _program(directory / files.HOOK, boot.hook)
-    files.write_atomic(directory / files.BOOT, json.dumps({"epoch": spec.epoch, "steps": steps}).encode())
+    plan = {"epoch": spec.epoch, "steps": steps, "once": run is not None, "commit": list(placed.commit)}
+    files.write_atomic(directory / files.BOOT, json.dumps(plan).encode())
     (directory / files.STATE).unlink(missing_ok=True)
     own = {
         "HOME": str(home),
@@ -100,6 +132,8 @@ def prepare(
         "NANOPOD_INSTANCE_NAME": spec.name or spec.app.name,
         **({"NANOPOD_IMAGE_DIR": str(root)} if root is not None else {}),
         **launch.told_in(directory),
+        **placed.env,
+        **({name: located(value, placed.table) for name, value in run.env.items()} if run is not None else {}),
     }
     given = launch.environment_of(spec.instance_id, dict(spec.app.image.env)).items()
     env = {name: value for name, value in given if name not in NOT_FOR_GUESTS} | own

@@ -47,6 +47,8 @@ class Held:
     """Libraries that its file imports; see `zygotes`."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables for its next start that no file may hold; forgotten then."""
+    note: str = ""
+    """What it is waiting for while it is prepared."""
     boot: guests.Watch = field(default_factory=guests.Watch)
     """How far a machine's start-up got."""
 
@@ -57,6 +59,8 @@ class Held:
         if life.state == "running" and self.boot.ready:
             # No gateway knows of a machine: its agent alone says that it is ready.
             phase, reason = "ready", self.boot.note
+        elif life.state == "preparing":
+            reason = self.note or reason
         return ObservedInstance(
             self.spec.instance_id, self.spec.epoch, phase, life.pid, life.exit_code, life.signal, reason, life.failure,
             self.since,

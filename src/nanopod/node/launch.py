@@ -204,10 +204,21 @@ def exited(directory: Path, epoch: int) -> Exited:
         return Exited(None, verdict.signal, False, reason, failure)
     if verdict.exit_code == records.EXIT_FENCED:
         return Exited(verdict.exit_code, None, True, "fenced: a newer epoch of it was started")
+    if verdict.exit_code == 0 and _once(directory, epoch):
+        return Exited(0, None, True, "done")
     if verdict.asked:
         return Exited(verdict.exit_code, verdict.signal, True, verdict.reason)
     failure = records.read_failure(directory) or _death(verdict)
     return Exited(verdict.exit_code, verdict.signal, False, failure.message, failure)
+
+
+def _once(directory: Path, epoch: int) -> bool:
+    """True for a machine that ends by itself, with its one command."""
+    try:
+        plan = json.loads((directory / files.BOOT).read_bytes())
+        return bool(plan["once"]) and plan["epoch"] == epoch
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _death(verdict: records.Verdict) -> Failure:
@@ -225,7 +236,11 @@ def _death(verdict: records.Verdict) -> Failure:
 
 
 def strip(directory: Path) -> None:
-    """Remove everything of an ended instance except what it printed and how it ended."""
+    """Remove everything of an ended instance except what it printed and how it ended; links to it elsewhere, too."""
+    with contextlib.suppress(OSError):
+        for line in (directory / files.LINKS).read_text().splitlines():
+            if line and os.path.islink(line) and Path(os.readlink(line)).is_relative_to(directory):
+                os.unlink(line)
     for path in list(directory.iterdir()):
         if path.name in (files.LOG, f"{files.LOG}.1", files.JOURNAL, files.EXIT, files.FAILURE):
             continue

@@ -60,6 +60,26 @@ def furnish(
     return {VARIABLE: str(root)}
 
 
+def also(layout: Layout, spec: InstanceSpec, directory: Path, name: str) -> Path:
+    """The files of a volume that an instance needs besides those of its image, read-only; they are shared on the node.
+
+    Blocks. Raises the errors of the API, and OSError.
+    """
+    table: list[dict[str, Any]] = []
+    with contextlib.suppress(FileNotFoundError):
+        table = json.loads((directory / files.MOUNTS).read_bytes())
+    for row in table:
+        if row["name"] == name:
+            return Path(row["root"]) / "files"
+    cloud = cloud_of(layout, spec)
+    wanted = VolumeMount("/", volume=name, read_only=True)
+    place = _mount(layout, directory, wanted, Cache(layout, cloud), cloud)
+    place.load(discard=not _in_use(place.root))
+    table.append({"name": name, "root": str(place.root), "read_only": True})
+    files.write_atomic(directory / files.MOUNTS, json.dumps(table).encode())
+    return place.files
+
+
 def _mount(layout: Layout, directory: Path, mount: VolumeMount, cache: Cache, cloud: Cloud) -> Mount:
     if mount.path.startswith("/"):
         volume_id = str(cloud.ask("GET", f"/v1/volumes/{mount.volume}")["id"])

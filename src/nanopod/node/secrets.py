@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Final
 
 from nanopod.drivers.link.messages import LinkClosed
@@ -24,9 +24,14 @@ CARRIED_BYTES_MAX: Final = 768 << 10
 Ask = Callable[[str], Awaitable[SecretValues]]
 
 
-async def values_of(image: ImageSpec, instance_id: str, ask: Ask | None) -> SecretValues | None:
-    """The secrets of an instance, None when its image has none. Raises `EnvironmentFailed`."""
-    if not image.secrets and not any(mount.secret for mount in image.volumes):
+async def values_of(
+    image: ImageSpec, instance_id: str, ask: Ask | None, also: Collection[str] = ()
+) -> SecretValues | None:
+    """The secrets of an instance, None when neither its image nor its storages (`also`) have any.
+
+    Raises `EnvironmentFailed`.
+    """
+    if not image.secrets and not also and not any(mount.secret for mount in image.volumes):
         return None
     assert ask is not None, "an agent asks its server"
     return await ask(instance_id)

@@ -126,6 +126,7 @@ async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) ->
             raise StartFailed(failure_of("engine", error)) from error
 
     limit_s = exit_limit_s(instance.grace_s)
+    watching: asyncio.Task[None] | None = None
     try:
         if await _until_asked(ending, load()):
             serving.caps = engine.caps
@@ -137,11 +138,14 @@ async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) ->
             serving.is_ready = True
             link.start()
             serving.tell()
+            watching = asyncio.create_task(serving.watch_load())
             await ending.asked.wait()
     finally:
+        if watching is not None:
+            watching.cancel()
         serving.is_draining = True
         serving.tell()
-        await serving.drain(0.0 if ending.failure or serving.fenced else instance.grace_s - limit_s)
+        await serving.drain(0.0 if ending.failure or serving.fenced else instance.stop_s - limit_s)
         await engine.stop(limit_s)
     if ending.failure is not None:
         raise StartFailed(ending.failure)

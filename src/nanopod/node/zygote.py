@@ -37,6 +37,7 @@ _OWN: Final = (
     "nanopod.node.worker", "nanopod.node.runtime.serving", "nanopod.node.runtime.contexts",
     "nanopod.node.runtime.attending", "nanopod.node.runtime.swapping", "nanopod.client.sdk",
     "nanopod.client.image", "nanopod.client.query", "nanopod.client.autoscaling", "nanopod.data.query", "uvloop",
+    "nanopod.node.runtime.hosting", "nanopod.node.engines.command",
 )  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 from nanopod.control.capacity import MachineReconciler
 from nanopod.control.deployment import DeploymentReconciler
 from nanopod.control.driver import Driver
-from nanopod.control.endpoint import EndpointReconciler, Watch
+from nanopod.control.endpoint import EndpointReconciler
 from nanopod.control.instance import InstanceReconciler
 from nanopod.control.live import Live
 from nanopod.control.market.books import Books
@@ -35,6 +35,7 @@ from nanopod.control.market.drafts import (
 from nanopod.control.market.market import fees_of
 from nanopod.control.market.ticker import Ticker
 from nanopod.control.pulse import Pulse
+from nanopod.control.scaling import Watch
 from nanopod.control.tables import TablesPublisher
 from nanopod.control.wanted import WantedPusher
 from nanopod.drivers.link import messages
@@ -51,6 +52,7 @@ from nanopod.server.clock import ClusterClock, frozen_since
 from nanopod.server.faults import Faults
 from nanopod.server.feed import NewsFeed
 from nanopod.server.links import AgentLinks, GatewayLinks
+from nanopod.server.manifests.running import JobRunner
 from nanopod.server.sealing import SecretAnswers
 from nanopod.server.webhooks import WebhookSender
 from nanopod.store.blobs import BlobStore
@@ -191,11 +193,12 @@ class Server:
         live, wall = Live(), time.time
         desk, books, news = Desk(new_id, settings), Books(store, settings.block_s), NewsFeed()
         ticker = Ticker(store, desk, clock)
-        watch = Watch(live)
+        watch = Watch(live, now)
         pulse = Pulse(
             *(store, live, watch, wall),
             owner_of=lambda instance_id: tables.owner_of(instance_id),
             on_links=lambda: tables.changed(),
+            on_acked=lambda gateway_id, at: gateways.acked(gateway_id, at),
         )
         gateways = GatewayLinks(
             store, live, pulse, current=lambda: tables.current, on_addresses=lambda: wanted.changed()
@@ -219,6 +222,8 @@ class Server:
             store, directory=self.layout.call_blobs, socket=self.layout.gateway_socket, pepper=pepper, new_id=new_id
         )
 
+        jobs = JobRunner()
+
         def on_hints(topics: frozenset[str]) -> None:
             driver.hint(topics)
             if "tables" in topics:
@@ -226,6 +231,8 @@ class Server:
                 spawned.scheduler.endpoints_changed()
             if "wanted" in topics:
                 wanted.changed()
+            if topics & {"wanted", "manifests"}:
+                jobs.changed()
 
         def on_news(items: list[object]) -> None:
             books.feed(items)
@@ -244,7 +251,7 @@ class Server:
             "driver": driver.run(), "tables": tables.run(), "wanted": wanted.run(), "pulse": pulse.run(),
             "ticker": ticker.run(), "rating": rating.run(store, clock),
             "webhooks": WebhookSender(store, news, wall).run(), **spawned.loops(),
-            "sweeping": sweeping.run(store), "bundles": bundles.run(store, blobs),
+            "sweeping": sweeping.run(store), "bundles": bundles.run(store, blobs), "jobs": jobs.run(context),
         }  # fmt: skip
         async with _tasks(loops, self.stop):
             await self._run_until_stopped(context, gateways, lambda: (time.monotonic() - began) * 1000, era)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
@@ -32,6 +33,7 @@ from nanopod.model.wire import (
     MeterSegment,
     Observed,
     Samples,
+    SamplesAck,
     SecretQuery,
     SecretValues,
     Tables,
@@ -129,6 +131,13 @@ class GatewayLinks:
         """Send new tables to all of them."""
         self.tell(tables)
 
+    def acked(self, gateway_id: str, at: float) -> None:
+        """Tell a gateway that what it saw up to `at` (Unix seconds) need not be sent again."""
+        link = self._links.get(gateway_id)
+        if link is not None:
+            with contextlib.suppress(LinkClosed):
+                link.send(SamplesAck(at))
+
     def tell(self, message: Message) -> None:
         """Send all of them a message."""
         for gateway_id, link in list(self._links.items()):
@@ -166,6 +175,8 @@ class GatewayLinks:
                 link.send(tables)
             async for message in messages:
                 if isinstance(message, TablesSeen):
+                    # It answers tables after it has sent whatever was not acknowledged.
+                    self._pulse.caught_up(gateway_id)
                     await self._saw(gateway_id, message.version)
                 else:
                     self._on_message(gateway_id, link, message, segments)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -18,8 +19,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from nanopod.model.chain import Instance
+from nanopod.model.endpoint import ImageSpec, StorageSpec
 from nanopod.model.errors import Invalid, NanopodError
 from nanopod.model.wire import SecretQuery, SecretValues
+from nanopod.node import cloudinit
 from nanopod.store.transaction import Transaction
 
 if TYPE_CHECKING:
@@ -29,6 +33,7 @@ if TYPE_CHECKING:
 FORMAT: Final = b"\x01"
 NONCE_BYTES: Final = 12
 KEY_ID_BYTES: Final = 4
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _INFO: Final = b"nanopod secrets"
 _encode: Final = msgspec.json.Encoder(order="sorted").encode
 _decode: Final = msgspec.json.Decoder(dict[str, str]).decode
@@ -102,19 +107,38 @@ class SecretAnswers:
 
     def _values(self, read: Transaction, machine_id: str, query: SecretQuery) -> SecretValues:
         found = next((one for one in read.instances_on(machine_id) if one.instance_id == query.instance_id), None)
-        revision = read.revision(found.revision_id) if found is not None else None
-        if found is None or revision is None:
+        needs = self._needs(read, found) if found is not None else None
+        if found is None or needs is None:
             return SecretValues(query.request_id, error=f"instance {query.instance_id} is not one of this machine's")
-        image = revision.spec.image
+        image, storages = needs
         env: dict[str, str] = {}
         for ref in image.secrets:
-            env |= self._pairs(read, found.workspace_id, ref.name, ref.version)
+            pairs = self._pairs(read, found.workspace_id, ref.name, ref.version)
+            if ref.keys:
+                env |= {variable: pairs[key] for variable, key in ref.keys if key in pairs}
+            else:  # keys of a Kubernetes Secret may be no names for variables
+                env |= {name: value for name, value in pairs.items() if _VARIABLE.fullmatch(name)}
         mounts = {
             mount.secret: self._pairs(read, found.workspace_id, mount.secret, 0)
             for mount in image.volumes
             if mount.secret
         }
+        for name in {one.secret for one in storages} - mounts.keys() - {""}:
+            mounts[name] = self._pairs(read, found.workspace_id, name, 0)
         return SecretValues(query.request_id, env, mounts=mounts)
+
+    def _needs(self, read: Transaction, found: Instance) -> tuple[ImageSpec, Sequence[StorageSpec]] | None:
+        """What an instance starts with: its revision's, or what a machine's one command has."""
+        revision = read.revision(found.revision_id)
+        if revision is not None:
+            model = revision.spec.model
+            more = (*model.storage, *(further.storage for further in model.models)) if model is not None else ()
+            return revision.spec.image, more
+        try:
+            run = cloudinit.parse(found.cloud_init).run
+        except cloudinit.BootError as error:
+            raise Invalid(str(error)) from None
+        return (ImageSpec(secrets=run.secrets), run.storage) if run is not None else None
 
     def _pairs(self, read: Transaction, workspace_id: str, name: str, version: int) -> dict[str, str]:
         found = read.secret(workspace_id, name)

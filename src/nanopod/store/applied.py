@@ -49,6 +49,7 @@ class AppliedRows(Base):
 
     def put_applied(self, made: Applied) -> None:
         """Write it, whether or not it was there."""
+        self.hint("manifests")
         values = {
             "api_version": made.api_version,
             "generation": made.generation,

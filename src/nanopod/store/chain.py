@@ -79,6 +79,7 @@ def _instance(row: Row[Any]) -> Instance:
         start_kind=row.start_kind,
         start_at=row.start_at,
         hibernated_at=row.hibernated_at,
+        home=row.home,
     )
 
 
@@ -187,7 +188,8 @@ class ChainRows(Base):
     ) -> list[Instance]:  # fmt: skip
         """Instances that meet every filter, newest first (`sort` "created_at": oldest first).
 
-        `statuses` are those of the wire: `awaiting_allocation`, `running`, `terminated`, `failed`. At most `limit`:
+        `statuses` are those of the wire: `awaiting_allocation`, `running`, `hibernated`, `terminated`, `failed`. At most
+        `limit`:
         right after the instance `after`, or right before `before`.
         """
         t = instance.c
@@ -263,7 +265,10 @@ _INSTANCE_FIELDS: Final = tuple(column.name for column in instance.columns if co
 _GONE: Final = instance.c.ended_at.is_not(None)
 _OVER: Final = and_(instance.c.intent == "stop", instance.c.reason.like(f"{OUT_OF_TIME}%"))
 _STATUS: Final = {
-    "awaiting_allocation": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_(None), not_(_OVER)),
+    "awaiting_allocation": and_(
+        instance.c.ended_at.is_(None), instance.c.granted_at.is_(None), not_(_OVER), instance.c.phase != "hibernated"
+    ),
+    "hibernated": and_(instance.c.ended_at.is_(None), instance.c.phase == "hibernated"),
     "running": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_not(None), not_(_OVER)),
     "terminated": or_(and_(_GONE, instance.c.phase != "failed"), and_(instance.c.ended_at.is_(None), _OVER)),
     "failed": and_(_GONE, instance.c.phase == "failed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import lru_cache
 from typing import Any, Final
 
@@ -195,8 +196,9 @@ class EndpointRows(Base):
         )
         return number
 
-    def prune_revisions(self, endpoint_id: str, keep: int) -> list[str]:
-        """Forget an endpoint's oldest revisions beyond `keep` that nothing runs or falls back to; their ids."""
+    def prune_revisions(self, endpoint_id: str, keep: int, held: Collection[str] = ()) -> list[str]:
+        """Forget an endpoint's oldest revisions beyond `keep` that nothing runs or falls back to; their ids. Those in
+        `held` stay."""
         known = self.connection.execute(
             select(revision.c.id).where(revision.c.endpoint_id == endpoint_id).order_by(revision.c.number.desc())
         ).scalars()
@@ -211,7 +213,7 @@ class EndpointRows(Base):
                 instance.c.endpoint_id == endpoint_id, instance.c.ended_at.is_(None)
             ),
         )  # fmt: skip
-        used = {one for statement in holders for one in self.connection.execute(statement).scalars()}
+        used = {one for statement in holders for one in self.connection.execute(statement).scalars()} | set(held)
         gone = [one for one in old if one not in used]
         if gone:
             self.connection.execute(delete(revision).where(revision.c.id.in_(gone)))

@@ -237,6 +237,7 @@ instance: Final = Table(
     Column("start_kind", String, nullable=False, server_default="provision"),
     Column("start_at", Float),
     Column("hibernated_at", Float),
+    Column("home", String, nullable=False, server_default=""),
     Index("instance_endpoint", "endpoint_id", "ended_at"),
     Index("instance_capacity", "capacity_id", "ended_at"),
     Index("instance_deployment", "deployment_id", "ended_at"),

@@ -19,7 +19,7 @@ from nanopod import Deployment
 
 app = Deployment(name="looks")
 app.image("").env(OWN="1")
-app.configure_autoscaling(min_load=0, max_workers=3, cold_workers=WORKERS, cold_mult=1)
+app.configure_autoscaling(min_load=0, max_workers=3, min_scale=WORKERS, cold_mult=1)
 
 @app.remote
 def facts():

@@ -78,7 +78,18 @@ class Emulator:
         if self.writer is not None and not self.writer.is_closing():
             self.writer.write(b"".join(out))
 
+    def orders(self) -> None:
+        """A line on standard input is what STATE says from now on."""
+        data = os.read(0, 65536)
+        if not data:
+            self.loop.remove_reader(0)
+        for line in data.splitlines():
+            self.send(frames.pack(frames.STATE, 0, line))
+
     async def run(self) -> None:
+        if not sys.stdin.isatty():
+            with contextlib.suppress(OSError):  # nobody gives orders
+                self.loop.add_reader(0, self.orders)
         while True:
             with contextlib.suppress(OSError, asyncio.IncompleteReadError):
                 await self.link()

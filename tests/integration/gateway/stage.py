@@ -35,7 +35,9 @@ from nanopod.model.wire import (
     MeterSegment,
     RouteRow,
     Samples,
+    SamplesAck,
     Tables,
+    TablesSeen,
     WorkerRow,
     WorkerState,
 )  # fmt: skip
@@ -85,6 +87,9 @@ class Control(threading.Thread):
         self.samples: list[Samples] = []
         self.states: list[WorkerState] = []
         self.acking = True
+        self.acking_samples = True
+        self.seen = 0
+        """Tables that the gateway has answered; what it sends again comes before."""
         self.server: asyncio.Server | None = None
         self.start()
         self.call(self._serve)
@@ -112,8 +117,12 @@ class Control(threading.Thread):
                 self.demands.append(message)
             elif isinstance(message, Samples):
                 self.samples.append(message)
+                if self.acking_samples and not message.poke:
+                    link.send(SamplesAck(message.at))
             elif isinstance(message, WorkerState):
                 self.states.append(message)
+            elif isinstance(message, TablesSeen):
+                self.seen += 1
         self.links.discard(link)
 
     def push(self, tables: Tables) -> None:
@@ -124,6 +133,15 @@ class Control(threading.Thread):
                 link.send(tables)
 
         self.call(send)
+
+    def cut(self) -> None:
+        """Close the links; the gateway dials again."""
+
+        async def end() -> None:
+            for link in list(self.links):
+                link.close()
+
+        self.call(end)
 
     def stop(self) -> None:
         async def end() -> None:
@@ -252,6 +270,7 @@ class Stage:
                     *options,
                 ),
             ],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -262,6 +281,12 @@ class Stage:
                 what=f"worker {instance}",
             )
         return process
+
+    def tell(self, process: subprocess.Popen[str], **state: Any) -> None:
+        """Let an emulator send STATE."""
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"ready": True, **state}) + "\n")
+        process.stdin.flush()
 
     def kill_gateway(self) -> None:
         assert self.gateway is not None
@@ -288,8 +313,9 @@ class Stage:
         for process in self.processes:
             process.kill()
             process.wait(10)
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
         if self.gateway is not None and self.gateway.poll() is None:
             self.gateway.kill()
             self.gateway.wait(10)

@@ -132,7 +132,11 @@ def test_samples_come_at_once_and_end_with_a_zero(stage: Stage) -> None:
     samples = [e for s in stage.control.samples for e in s.endpoints if e.endpoint_id == "endp_fn"]
     assert sum(e.requests for e in samples) == 1
     assert sum(e.workload for e in samples) == 7.0
-    assert 0.9 < sum(e.concurrency for e in samples[1:]) < 1.6
+    assert next(s.poke for s in stage.control.samples if s.endpoints), "the first request is told at once"
+    assert (samples[0].concurrency, samples[0].requests, samples[0].workload) == (1.0, 1, 7.0)
+    assert 1.1 < sum(e.concurrency for e in samples) < 2.3, "the first second leaves out the request that was told"
+    assert sum(e.served[2] for e in samples) == 1
+    assert sum(sum(e.latency.get("rev_1", ())[8:9]) for e in samples) == 1, "it took between 1 and 2.5 s"
     assert samples[-1].concurrency == samples[-1].requests == 0
     assert len(samples) <= 5
     caller.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -303,13 +304,22 @@ def test_wake_timeout_is_honest_and_in_time(stage: Stage, headers: dict[str, str
 
 
 def test_comments_keep_a_waiting_stream_and_the_timeout_is_an_event(stage: Stage) -> None:
+    stage.route("endp_eta", kind="model", name="slow", model_ids=("slow",), eta_s=55.0)
+    stage.route("endp_kn", kind="model", name="strict", model_ids=("strict",), profile="knative", phase_text="")
     stage.start()
-    stream = Stream(stage, headers={"x-nanopod-wait-s": "16.5"})
+    streams = {
+        model: Stream(stage, headers={"x-nanopod-wait-s": "16.5"}, model=model) for model in ("tiny", "slow", "strict")
+    }
     time.sleep(14)
-    assert not stream.data
-    events = stream.done(6).events
-    assert b": waking replica, starting 1 worker\n\n" in stream.data
-    assert [e["error"]["code"] for e in events] == ["wake_timeout"]
+    assert not any(stream.data for stream in streams.values()), "whoever waits less hears of a failure by its status"
+    ends = {model: [e["error"]["code"] for e in stream.done(20).events] for model, stream in streams.items()}
+    assert ends == {"tiny": ["wake_timeout"], "slow": ["wake_timeout"], "strict": ["queue_timeout"]}
+    assert b": waking replica, starting 1 worker\n\n" in streams["tiny"].data
+    assert re.search(rb": waking replica, about (3\d|40) s \(starting 1 worker\)\n\n", streams["slow"].data)
+    assert b": waking replica, waiting for a worker\n\n" in streams["strict"].data
+    for stream in streams.values():
+        assert stream.head.startswith(b"HTTP/1.1 200 OK")
+        assert b"[DONE]" not in stream.data
 
 
 def test_failed_route_fails_parked_callers_at_once(stage: Stage) -> None:

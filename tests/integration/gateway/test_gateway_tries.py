@@ -12,7 +12,7 @@ from stage import Caller, Stage, until
 from test_gateway_calls import args, call, lines, records
 
 from nanopod.model import calls
-from nanopod.model.endpoint import RetrySpec
+from nanopod.model.endpoint import RetrySpec, Traffic
 
 pytestmark = pytest.mark.integration
 
@@ -217,8 +217,8 @@ def test_lost_worker_costs_a_try_where_retries_say_so(stage: Stage) -> None:
 
 def test_canary_takes_its_share_and_its_ends_are_told_apart(stage: Stage) -> None:
     functions = stage.routes["endp_fn"].functions
-    canary = {"canary_revision_id": "rev_2", "canary_percent": 30}
-    stage.route("endp_fn", kind="function", name="maths", functions=functions, **canary)
+    traffic = (Traffic("rev_2", 30), Traffic("rev_1", 70))
+    stage.route("endp_fn", kind="function", name="maths", functions=functions, traffic=traffic)
     stage.start()
     stage.worker("endp_fn", "inst_old")
     new = stage.worker("endp_fn", "inst_new", revision="rev_2")

@@ -22,7 +22,7 @@ from nanopod import Deployment, Volume
 app = Deployment(name={name!r})
 image = app.image("").volume({path!r}, Volume("shared")).volume("models", Volume("fixed"), read_only=True)
 image.bucket({bucket!r}, "things/bucket")
-app.configure_autoscaling(cold_workers={workers}, max_workers={workers}, min_load=0)
+app.configure_autoscaling(min_scale={workers}, max_workers={workers}, min_load=0)
 
 
 @app.remote

@@ -21,7 +21,7 @@ from nanopod import Deployment
 
 app = Deployment(name="NAME", version_label="LABEL")
 app.image("python")
-app.configure_autoscaling(cold_workers=1, max_workers=4)
+app.configure_autoscaling(cold_workers=1, max_workers=1)
 app.configure_rollout(ROLLOUT)
 BEFORE
 

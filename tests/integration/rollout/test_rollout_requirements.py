@@ -19,7 +19,7 @@ from nanopod.data.query import cpu_cores, gpu_name, num_gpus
 
 app = Deployment(name="NAME")
 app.image("python").require(QUERY)
-app.configure_autoscaling(cold_workers=1, max_workers=8)
+app.configure_autoscaling(cold_workers=1, max_workers=1)
 
 
 @app.remote

@@ -235,7 +235,7 @@ def test_from_a_specification_to_a_ready_worker_and_to_sleep(server: ServerProce
             assert spec.join_token not in server.log()
             await until(lambda: not agent.wanted, 10, "it sleeps again")
             await until(lambda: status()["status"] == "asleep", what="asleep")
-            assert status()["reasons"][0] == "0: idle for 2 s"
+            assert any(reason.startswith("0: ") for reason in status()["reasons"])
             gateway.demand(endpoint_id)
             began = time.monotonic()
             await until(lambda: agent.wanted, what="woken")
@@ -285,7 +285,7 @@ def test_settings_change_without_touching_workers(server: ServerProcess) -> None
             await server.acall("POST", "/v1/endpoints", model("settings", scale={"max_workers": 2}))
             await until(lambda: agent.wanted)
             first = set(agent.wanted)
-            changed = await server.acall("POST", "/v1/endpoints", model("settings", scale={"cold_workers": 2}))
+            changed = await server.acall("POST", "/v1/endpoints", model("settings", scale={"tuning": {"min_scale": 2}}))
             assert changed["action"] == "autoscale_update"
             await until(lambda: len(agent.wanted) == 2)
             assert first < set(agent.wanted)
@@ -390,11 +390,11 @@ def test_more_instances_than_slots_wait_and_say_why(server: ServerProcess) -> No
         gateway = FakeGateway(server.layout)
         agent = FakeAgent(server.layout, gateway=gateway, slots=2)
         async with gateway.linked(), agent.linked():
-            await server.acall("POST", "/v1/endpoints", model("wide", scale={"cold_workers": 3}))
+            await server.acall("POST", "/v1/endpoints", model("wide", scale={"tuning": {"min_scale": 3}}))
             await until(lambda: len(agent.wanted) == 2)
             await until(lambda: "an instance waits: " in str(server.call("GET", "/v1/endpoints/wide")["reasons"]))
             assert server.call("GET", "/v1/endpoints/wide")["status"] == "scaling"
-            await server.acall("POST", "/v1/endpoints", model("wide", scale={"cold_workers": 2, "max_workers": 2}))
+            await server.acall("POST", "/v1/endpoints", model("wide", scale={"max_workers": 2, "tuning": {"min_scale": 2}}))
             await until(lambda: server.call("GET", "/v1/endpoints/wide")["status"] == "ready", 40)
             await server.acall("DELETE", "/v1/endpoints/wide")
             await until(lambda: not agent.wanted)

@@ -37,7 +37,7 @@ def test_killed_and_restarted_everything_goes_on(tmp_path: Path) -> None:
         gateway = FakeGateway(server.layout)
         agent = FakeAgent(server.layout, gateway=gateway)
         async with gateway.linked(), agent.linked():
-            made = await server.acall("POST", "/v1/endpoints", model("kept", scale={"cold_workers": 2}))
+            made = await server.acall("POST", "/v1/endpoints", model("kept", scale={"tuning": {"min_scale": 2}}))
             key = await server.acall("POST", "/v1/keys", {"name": "kept"})
             await until(lambda: server.call("GET", "/v1/endpoints/kept")["ready_instance_count"] == 2)
             before, started, version = set(agent.wanted), list(agent.started), gateway.versions[-1]

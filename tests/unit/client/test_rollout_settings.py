@@ -28,6 +28,8 @@ def test_rollout_settings_add_up() -> None:
     first = rollout_spec(RolloutSpec(), {"canary": 10, "bake": 300, "auto_rollback": True})
     assert first == RolloutSpec(canary_percent=10, bake_s=300.0)
     assert rollout_spec(first, {"max_error_percent": 2}) == RolloutSpec(10, 300.0, True, 2.0)
+    gradual = rollout_spec(RolloutSpec(), {"duration": 60, "max_slowdown_percent": 50, "auto_promote": False})
+    assert gradual == RolloutSpec(duration_s=60.0, max_slowdown_percent=50.0, auto_promote=False)
 
 
 @pytest.mark.parametrize(

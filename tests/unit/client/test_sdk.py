@@ -49,7 +49,11 @@ def test_unknown_options_are_warned_about_with_the_nearest() -> None:
     ("settings", "said"),
     [
         ({"max_worker": 1}, "did you mean max_workers"),
-        ({"min_containers": 1}, "did you mean cold_workers"),
+        ({"min_containers": 1}, "did you mean min_scale"),
+        ({"stable_window": 5}, "stable_window is from 6 to 3600"),
+        ({"stable_window": 60.5}, "stable_window is a whole number"),
+        ({"profile": "kpa"}, "profile is one of auto, vast, knative, coreweave"),
+        ({"metrics": ["load", "gpu"]}, "metrics is one of concurrency"),
         ({"max_workers": 1.5}, "whole number"),
         ({"target_util": 2}, "from 0.01 to 1"),
         ({"min_load": "1"}, "is a number"),
@@ -406,7 +410,7 @@ def parsed(*words: str) -> Any:
 def test_serve_makes_the_request_that_its_options_say(tmp_path: Path) -> None:
     body = serve.body_of(parsed("serve", "nanopod-tiny", "--slots", "4", "--idle", "30"))
     assert body["model"] == {"model_id": "nanopod-tiny", "engine": "reference", "source": "nanopod-tiny", "slots": 4}
-    assert body["scale"] == {"cold_workers": 0, "min_load": 0, "inactivity_timeout": 30.0}
+    assert body["scale"] == {"min_load": 0, "inactivity_timeout": 30.0}, "its worker is hibernated, not destroyed"
     body = serve.body_of(
         parsed("serve", "Qwen/Qwen3", "--max", "2", "--json", "--", "vllm", "serve", "--port", "{port}")
     )

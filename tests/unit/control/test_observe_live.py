@@ -95,11 +95,28 @@ def test_links_by_epoch() -> None:
 
 def test_samples_of_several_gateways_add_up_and_repeats_do_not() -> None:
     live = Live()
+    load = live.restored("e1", {}, 0.0, NOW)
     for gateway, value in (("g1", 2.0), ("g2", 3.0), ("g1", 1.0)):
         live.sample(gateway, NOW, EndpointSample("e1", value, 1, 1, 1))
-    seen = live.observed("e1", NOW, ready=1, starting=0, slots=1, perf=None)
-    assert seen.samples == ((int(NOW), 5.0),)
-    assert (seen.waiting, seen.in_flight) == (2, 2)
+    ((second, tally),) = load.take()
+    assert (second, tally.concurrency, tally.requests) == (int(NOW), 5.0, 2)
+    assert (load.waiting(NOW), load.in_flight()) == (2, 2)
+    assert load.take() == [], "each second is given once"
+
+
+def test_samples_wait_for_the_memory_that_says_which_of_them_it_holds() -> None:
+    live = Live()
+    live.gateway_up("g1", ())
+    for at in (NOW, NOW + 1, NOW + 2):
+        live.sample("g1", at, EndpointSample("e1", 1.0, 1, 0, 1))
+    assert [at < NOW for _, at in live.acks()] == [True], "none of them is stored yet"
+    load = live.restored("e1", {"g1": NOW + 1}, NOW, NOW + 3)
+    assert [second for second, _ in load.take()] == [int(NOW + 2)]
+    live.stored("e1", {"g1": NOW + 2})
+    assert live.acks() == [("g1", NOW + 2)]
+    assert live.acks() == [], "said once"
+    live.gateway_up("g1", ())
+    assert live.acks() == [("g1", NOW + 2)], "and again to one that is linked anew"
 
 
 def test_demand_lasts_until_it_is_not_repeated() -> None:
@@ -107,7 +124,7 @@ def test_demand_lasts_until_it_is_not_repeated() -> None:
     live.demand("e1", 2, NOW)
 
     def waiting(at: float) -> int:
-        return live.observed("e1", at, ready=0, starting=0, slots=1, perf=None).waiting
+        return live.loads["e1"].waiting(at)
 
     assert waiting(NOW + DEMAND_S - 0.1) == 2
     assert waiting(NOW + DEMAND_S) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,15 @@ from chain_rows import NOW, SCALE, FakeDesk, clock, deployment, endpoint, instan
 
 from nanopod.control import rollouts
 from nanopod.control.deployment import DeploymentPlan, DeploymentReconciler, DeploymentSnapshot
-from nanopod.control.endpoint import EndpointPlan, EndpointReconciler, EndpointSnapshot, Watch
+from nanopod.control.endpoint import EndpointPlan, EndpointReconciler, EndpointSnapshot
 from nanopod.control.live import Live
+from nanopod.control.replicas import Facts
+from nanopod.control.scaling import Watch
 from nanopod.control.tables import route_row
 from nanopod.control.views import endpoint_view, revision_view
-from nanopod.model.endpoint import Failure, RolloutSpec
+from nanopod.model.endpoint import STOPPED, Failure, RolloutSpec, Traffic
+from nanopod.model.errors import Invalid
 from nanopod.model.wire import EndpointSample, WorkerState
-from nanopod.scheduler.autoscale.decide import ScaleState
 from nanopod.scheduler.rollout.decide import RolloutState
 
 IMPORT = Failure("import", "No module named 'x'")
@@ -32,7 +35,6 @@ def plan(live: Live | None = None, **more: Any) -> EndpointPlan:
     values: dict[str, Any] = {
         "endpoint": endpoint(**CANARY), "deployment": deployment(target_instance_count=4), "revision": revision("r2", 2),
         "instances": [instance("old"), instance("new", revision_id="r2")], "older_healthy": STABLE, "serving": STABLE,
-        "state": ScaleState(target=4), "stored_at": NOW,
     }  # fmt: skip
     made = live or Live()
     return EndpointReconciler(made, Watch(made)).plan(EndpointSnapshot(**{**values, **more}), NOW)
@@ -75,7 +77,7 @@ def test_what_was_rolled_back_stays_so() -> None:
     back = revision("r2", 2, failures=2, failure=IMPORT, state="rolled_back")
     found = plan(endpoint=endpoint(revision_id="r2", target=4, failure=IMPORT), revision=back)
     assert (found.revision_id, found.failure, judged(found).columns) == ("r1", IMPORT, {})
-    assert not found.changes
+    assert found.reasons == ()
 
 
 def test_a_plain_update_that_fails_is_rolled_back_unless_that_is_off() -> None:
@@ -102,25 +104,37 @@ def test_samples_are_counted_once_and_taken_once() -> None:
     assert live.outcomes("e1") == {"r2": (3, 1)}
 
 
-def fleet(*instances: Any, target: int, ready: tuple[str, ...] = ()) -> DeploymentPlan:
+def fleet(
+    *instances: Any, target: int, ready: tuple[str, ...] = (), runs: str = "r1", asked: tuple[str, ...] = (),
+    rests: bool = False, known: tuple[Any, ...] = (STABLE, revision("r2", 2)), **more: Any,
+) -> DeploymentPlan:  # fmt: skip
+    """The plan of a deployment that runs `runs`, whose endpoint is a canary's unless `more` says otherwise."""
     reconciler = DeploymentReconciler(Live(), lambda kind: kind, FakeDesk(), clock)  # type: ignore[arg-type]
+    counts = Counter(i.revision_id for i in instances if i.instance_id in ready)
+    of = {one.revision_id: one for one in known}
+    shares = rollouts.shares_of(endpoint(**{**CANARY, **more}), known, counts, target)
     made = DeploymentSnapshot(
-        deployment(target_instance_count=target), STABLE, instances, frozenset(ready), canary=revision("r2", 2),
-        canary_percent=25,
+        deployment(target_instance_count=target, revision_id=runs), of[runs], instances, frozenset(ready),
+        shares=shares, revisions=of, asked=frozenset(asked), rests=rests, facts=Facts(ready=frozenset(ready)),
     )  # fmt: skip
     return reconciler.plan(made, NOW)
+
+
+def makes(plan: DeploymentPlan) -> dict[str, int]:
+    return {made.revision_id: count for made, count in plan.make}
 
 
 def test_both_revisions_have_their_share_of_the_workers() -> None:
     old = [instance(f"old{n}") for n in range(8)]
     first = fleet(*old, target=8, ready=tuple(i.instance_id for i in old))
-    assert (first.make, first.make_canary, first.stop) == (0, 2, ())
+    assert (makes(first), first.stop) == ({"r2": 2}, ())
     new = [instance(f"new{n}", revision_id="r2") for n in range(2)]
     half = fleet(*old, *new, target=8, ready=("new0",))
     assert half.stop == (), "nothing is given away before the canary is whole"
     whole = fleet(*old, *new, target=8, ready=("new0", "new1", *(i.instance_id for i in old)))
     assert len(whole.stop) == 2
     assert all(i.revision_id == "r1" for i in whole.stop)
+    assert makes(fleet(*old, target=8, ready=("old0",), revision_id="r1", stable_revision_id="")) == {}
     earlier = fleet(
         *old, *new, instance("ancient", revision_id="r0"), target=8, ready=tuple(f"old{n}" for n in range(8))
     )
@@ -129,14 +143,85 @@ def test_both_revisions_have_their_share_of_the_workers() -> None:
     assert len(gone.stop) == 10
 
 
-def test_the_route_names_a_canary_only_while_it_can_answer() -> None:
+def test_a_pinned_revision_is_tried_once_and_then_only_for_its_tag() -> None:
+    pinned: dict[str, Any] = {"canary_percent": 0, "rollout": RolloutSpec(pinned=True, tag_routing=True)}
+    old, new = instance("old"), instance("new", revision_id="r2")
+    assert makes(fleet(old, target=1, ready=("old",), **pinned)) == {"r2": 1}
+    tried = {**pinned, "known": (STABLE, revision("r2", 2, healthy_at=NOW - 5))}
+    done = fleet(old, new, target=1, ready=("old", "new"), **tried)
+    assert [i.instance_id for i in done.stop] == ["new"]
+    assert done.recheck_s is not None
+    assert fleet(old, new, target=1, ready=("old", "new"), asked=("r2",), **tried).stop == ()
+
+
+def test_stated_traffic_moves_workers_when_the_others_are_ready() -> None:
+    split: dict[str, Any] = {
+        "stable_revision_id": "", "traffic": (Traffic("r1", 100), Traffic("", 0, "next")), "runs": "r2",
+        "known": (STABLE, revision("r2", 2, healthy_at=NOW - 5)),
+    }  # fmt: skip
+    two = [instance(f"two{n}", revision_id="r2") for n in range(2)]
+    first = fleet(*two, target=2, ready=("two0", "two1"), **split)
+    assert (makes(first), first.stop, first.hibernate) == ({"r1": 2}, (), ()), "nobody leaves before"
+    one = [instance(f"one{n}") for n in range(2)]
+    whole = fleet(*two, *one, target=2, ready=("two0", "two1", "one0", "one1"), **split)
+    assert {i.revision_id for i in whole.stop} == {"r2"}
+    assert len(whole.stop) == 2
+
+
+def test_one_that_rests_runs_nothing() -> None:
+    found = fleet(instance("old"), instance("new", revision_id="r2"), target=3, ready=("old",), rests=True)
+    assert (len(found.stop), found.make) == (2, ())
+    stopped = endpoint(stopped=True)
+    row = route_row(stopped, deployment(), STABLE, [], Live())
+    assert row.stopped
+    assert row.failure is not None
+    assert row.failure.type_name == STOPPED
+
+
+def test_the_route_divides_calls_as_far_as_they_can_be_answered() -> None:
     live = Live()
     rows = [instance("old"), instance("new", revision_id="r2")]
-    shown = route_row(endpoint(**CANARY), deployment(), STABLE, rows, live)
-    assert (shown.revision_id, shown.canary_revision_id, shown.canary_percent) == ("r1", "", 0)
+    known = (STABLE, revision("r2", 2))
+
+    def traffic() -> list[tuple[str, int, str]]:
+        shown = route_row(endpoint(**CANARY), deployment(), STABLE, rows, live, 0.0, known)
+        assert shown.revision_id == "r1"
+        return [(row.revision, row.percent, row.tag) for row in shown.traffic]
+
+    assert traffic() == [("r2", 0, ""), ("r1", 100, "prev")]
     live.worker("g1", WorkerState("new", 1, True, True))
-    shown = route_row(endpoint(**CANARY), deployment(), STABLE, rows, live)
-    assert (shown.revision_id, shown.canary_revision_id, shown.canary_percent) == ("r1", "r2", 25)
+    live.worker("g1", WorkerState("old", 1, True, True))
+    assert traffic() == [("r2", 25, ""), ("r1", 75, "prev")]
+    plain = route_row(endpoint(), deployment(), STABLE, rows, live)
+    assert plain.traffic == ()
+    tagged = route_row(endpoint(rollout=RolloutSpec(tag_routing=True)), deployment(), STABLE, rows, live)
+    assert tagged.traffic == (Traffic("r1", 100, "latest"),)
+
+
+def test_revisions_have_names() -> None:
+    known = [STABLE, revision("r2", 2, version_label="blue")]
+    here = endpoint()
+    assert rollouts.name_of(here, 7) == "square-00007"
+    assert rollouts.name_of(endpoint(tag="dev"), 7) == "square-dev-00007"
+    for reference, found in (("r1", "r1"), ("2", "r2"), ("square-00001", "r1"), ("blue", "r2")):
+        one = rollouts.named(here, known, reference)
+        assert one is not None
+        assert one.revision_id == found
+    rows = [Traffic("square-00001", 60), Traffic("3", 40), Traffic("latest", 0, "x")]
+    assert rollouts.with_ids(here, known, rows, (3, "r3")) == (
+        Traffic("r1", 60), Traffic("r3", 40), Traffic("", 0, "x"),
+    )  # fmt: skip
+    with pytest.raises(Invalid, match=r"square-00001, square-00002"):
+        rollouts.with_ids(here, known, [Traffic("square-00009", 100)])
+
+
+def test_what_a_revision_may_be_pinned_to() -> None:
+    out = replace(STABLE, state=rollouts.ROLLED_OUT)
+    canary = revision("r2", 2, healthy_at=NOW)
+    newest = revision("r3", 3, healthy_at=NOW)
+    assert rollouts.previous_rolled_out([out, canary, newest], newest) is out, "a canary never had all calls"
+    assert rollouts.previous_rolled_out([STABLE, newest], newest) is STABLE
+    assert rollouts.previous_rolled_out([revision("r1", 1), newest], newest) is None
 
 
 def test_a_route_without_any_kind_of_node_fails_with_no_capacity() -> None:
@@ -176,3 +261,18 @@ def test_where_a_rollback_goes() -> None:
     assert found is STABLE, "not to one that was rolled back itself"
     assert rollouts.previous_healthy(endpoint(**CANARY), deployment(), known) is STABLE
     assert rollouts.previous_healthy(endpoint(), deployment(), [STABLE]) is None
+
+
+def test_who_counts_as_ready() -> None:
+    live = Live()
+    live.worker("g1", WorkerState("old", 1, True, True))
+    rows = [instance("old")]
+
+    def count(**more: Any) -> int:
+        shown = endpoint_view(endpoint(**{**CANARY, **more}), deployment(), revision("r2", 2), rows, live)
+        return int(shown["ready_instance_count"])
+
+    assert count() == 0, "whoever waits for the canary is not told of the others"
+    assert count(canary_percent=0) == 1, "pinned: the earlier one serves"
+    assert count(stable_revision_id="", traffic=(Traffic("r1", 100),)) == 1
+    assert count(stable_revision_id="", traffic=(Traffic("r1", 50), Traffic("", 50))) == 0

@@ -18,6 +18,7 @@ from nanopod.model.endpoint import (
     RolloutSpec,
     ScaleSpec,
     SecretRef,
+    Tuning,
     VolumeMount,
 )
 from nanopod.model.errors import Invalid
@@ -94,7 +95,13 @@ def test_fingerprints_that_were_left_out_follow_the_fields() -> None:
         ({"model": ModelSpec("m")}, "model"),
         ({"ttl_s": 0.0}, "ttl_s"),
         ({"ttl_s": float("nan")}, "ttl_s"),
-        ({"scale": ScaleSpec(max_workers=0)}, "scale.max_workers"),
+        ({"scale": ScaleSpec(max_workers=-1)}, "scale.max_workers"),
+        ({"scale": ScaleSpec(tuning=Tuning(stable_window_s=5))}, "scale.tuning.stable_window_s"),
+        ({"scale": ScaleSpec(tuning=Tuning(stable_window_s=60.5))}, "scale.tuning.stable_window_s"),
+        ({"scale": ScaleSpec(tuning=Tuning(panic_threshold_percentage=109))}, "scale.tuning.panic_threshold_percentage"),
+        ({"scale": ScaleSpec(tuning=Tuning(max_scale_up_rate=1.0))}, "scale.tuning.max_scale_up_rate"),
+        ({"scale": ScaleSpec(tuning=Tuning(target_burst_capacity=-0.5))}, "scale.tuning.target_burst_capacity"),
+        ({"scale": ScaleSpec(tuning=Tuning(min_scale=3, max_scale=2))}, "scale.tuning.min_scale"),
         ({"scale": ScaleSpec(cold_workers=5, max_workers=2)}, "scale.cold_workers"),
         ({"scale": ScaleSpec(target_util=1.5)}, "scale.target_util"),
         ({"scale": ScaleSpec(min_load=float("inf"))}, "scale.min_load"),
@@ -161,7 +168,10 @@ def test_a_query_edit_keeps_workers_that_still_fit() -> None:
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"rollout": RolloutSpec(canary_percent=100)}, "rollout.canary_percent"),
+        ({"rollout": RolloutSpec(canary_percent=101)}, "rollout.canary_percent"),
+        ({"rollout": RolloutSpec(canary_percent=5, pinned=True)}, "rollout.pinned"),
+        ({"rollout": RolloutSpec(duration_s=-1.0)}, "rollout.duration_s"),
+        ({"rollout": RolloutSpec(max_slowdown_percent=-1.0)}, "rollout.max_slowdown_percent"),
         ({"rollout": RolloutSpec(bake_s=-1)}, "rollout.bake_s"),
         ({"rollout": RolloutSpec(max_error_percent=101)}, "rollout.max_error_percent"),
         ({"rollout": RolloutSpec(min_calls=0)}, "rollout.min_calls"),

@@ -9,13 +9,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nanopod.gateway import tables
+from nanopod.gateway.jobs import Job
 from nanopod.gateway.links import WorkerLink, admit
-from nanopod.gateway.pool import WAITING_MAX, Job, Pool
+from nanopod.gateway.pool import WAITING_MAX, Pool
 from nanopod.gateway.tables import Known
 from nanopod.gateway.wheel import TICK_S, Timed, Wheel
 from nanopod.model.endpoint import Failure
@@ -157,13 +157,19 @@ class FakeHost:
     waiting_bytes: int = 0
     links: dict[str, WorkerLink] = field(default_factory=dict)
     demands: list[tuple[str, int]] = field(default_factory=list)
+    asked: list[tuple[str, int, str]] = field(default_factory=list)
+    """Demands for a revision."""
     active: int = 0
+    linked: bool = True
 
-    def demand(self, endpoint_id: str, waiting: int) -> None:
+    def demand(self, endpoint_id: str, waiting: int, revision_id: str = "") -> None:
         self.demands.append((endpoint_id, waiting))
+        if revision_id:
+            self.asked.append((endpoint_id, waiting, revision_id))
 
-    def became_active(self, pool: Pool) -> None:
+    def became_active(self, pool: Pool, workload: float) -> bool:
         self.active += 1
+        return self.linked
 
 
 @dataclass(eq=False)
@@ -172,6 +178,9 @@ class FakeLink:
 
     pool: Pool
     slots: int = 2
+    kv_use: float = -1.0
+    queued: int = 0
+    epoch: int = 1
     usable: bool = True
     revision_id: str = "r1"
     doomed_at: float | None = None
@@ -181,6 +190,13 @@ class FakeLink:
     load: float = 0.0
     keys: dict[str, None] = field(default_factory=dict)
     by_function: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def limit(self) -> int:
+        return self.slots
+
+    def bound(self) -> None:
+        """Its limit does not depend on the route."""
 
     def has_room(self, job: Job, now: float) -> bool:
         return self.in_flight < self.slots and self.by_function[job.function] < job.concurrency
@@ -326,23 +342,3 @@ def test_queue_is_bounded_in_number_and_bytes() -> None:
     for _ in range(WAITING_MAX):
         pool.submit(FakeJob(pool, "x", []))
     assert pool.full(0)
-
-
-def test_samples_average_over_the_second() -> None:
-    pool, host = make_pool()
-    pool.enter(7.0)
-    assert host.active == 1
-    host.now += 0.5
-    pool.enter(1.0)
-    assert host.active == 1
-    host.now += 0.25
-    pool.leave()
-    pool.leave()
-    host.now += 0.25
-    sample = pool.sample(1.0)
-    assert sample.concurrency == pytest.approx(1.0)
-    assert (sample.requests, sample.workload) == (2, 8.0)
-    assert pool.active
-    host.now += 1
-    assert pool.sample(1.0).concurrency == 0
-    assert not pool.active

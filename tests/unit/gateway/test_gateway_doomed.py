@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanopod.gateway.links import WorkerLink
-from nanopod.model.wire import WorkerRow
+from nanopod.gateway.pool import Pool
+from nanopod.model.wire import RouteRow, WorkerRow
 
 
 @dataclass
@@ -22,7 +23,7 @@ def row(doomed_at: float | None = None) -> WorkerRow:
 
 def link(first: WorkerRow) -> WorkerLink:
     host: Any = Host()
-    pool: Any = None
+    pool: Any = Pool(host, RouteRow("endp_1", "wksp_1", "n", "default", "function", "rev_1"))
     return WorkerLink(host, first, pool)
 
 

@@ -16,6 +16,7 @@ from nanopod.gateway.links import WorkerLink
 from nanopod.gateway.pool import Pool
 from nanopod.gateway.tables import Known, may_call
 from nanopod.model import calls
+from nanopod.model.endpoint import Traffic
 from nanopod.model.wire import KeyRow, RouteRow, Tables, WorkerRow
 
 
@@ -117,7 +118,7 @@ def test_keys_go_where_they_were_and_new_ones_where_there_is_room() -> None:
 
 @pytest.mark.parametrize("percent", [0, 10, 50, 100])
 def test_canary_gets_its_share_and_falls_back(percent: int) -> None:
-    pool, _ = make_pool(canary_revision_id="r2", canary_percent=percent)
+    pool, _ = make_pool(traffic=(Traffic("r2", percent), Traffic("r1", 100 - percent)))
     stable, canary = add(pool, slots=10_000), add(pool, slots=10_000, revision_id="r2")
     prefix = os.urandom(10)
     drawn = 0
@@ -132,6 +133,8 @@ def test_canary_gets_its_share_and_falls_back(percent: int) -> None:
         assert job.taken is (canary if job.wanted == "r2" else stable)
         drawn += job.taken is canary
     assert drawn == pytest.approx(20 * percent, abs=120)
+    if percent in (0, 100):
+        return  # one of them has no share: it is no substitute for the other
     canary.usable = False
     lone = FakeJob(pool, "x", [], "f")
     lone.wanted = "r2"
@@ -140,7 +143,7 @@ def test_canary_gets_its_share_and_falls_back(percent: int) -> None:
 
 
 def test_full_canary_does_not_hold_up_the_stable_revision() -> None:
-    pool, _ = make_pool(canary_revision_id="r2", canary_percent=50)
+    pool, _ = make_pool(traffic=(Traffic("r2", 50), Traffic("r1", 50)))
     stable = add(pool, slots=4)
     add(pool, slots=0, revision_id="r2")
     for wanted in ("r2", "r1"):
@@ -150,13 +153,54 @@ def test_full_canary_does_not_hold_up_the_stable_revision() -> None:
         assert job.taken is (stable if wanted == "r1" else None)
 
 
+def test_a_tag_names_the_only_revision_that_may_answer() -> None:
+    pool, host = make_pool(traffic=(Traffic("r1", 100), Traffic("r2", 0, "next"), Traffic("r2", 0, "canary")))
+    stable = add(pool, slots=100)
+    tagged = FakeJob(pool, "tagged", [], "f")
+    pool.draw(tagged, b"x", "next")
+    assert not pool.submit(tagged), "the other revision is no substitute"
+    assert host.asked == [("e", 1, "r2")]
+    pool.poke()
+    assert len(host.asked) == 1, "once a second"
+    plain = FakeJob(pool, "plain", [], "f")
+    pool.draw(plain, b"x", "unknown")
+    assert pool.submit(plain)
+    assert plain.taken is stable, "a tag that nobody has is as none"
+    new = add(pool, slots=100, revision_id="r2")
+    pool.pump()
+    assert tagged.taken is new
+    by_name = FakeJob(pool, "named", [], "f")
+    by_name.tag = "canary"
+    pool.draw(by_name, b"x")
+    assert pool.submit(by_name)
+    assert by_name.taken is new
+    for number in range(50):
+        job = FakeJob(pool, "x", [], "f")
+        pool.draw(job, number.to_bytes(4, "big"))
+        assert pool.submit(job)
+        assert job.taken is stable
+    stable.usable = False
+    waits = FakeJob(pool, "waits", [], "f")
+    pool.draw(waits, b"y")
+    assert not pool.submit(waits), "calls that name no tag stay away from a revision without a share"
+
+
+def test_while_an_update_rolls_the_earlier_workers_help_out() -> None:
+    pool, _ = make_pool()
+    old, new = add(pool, slots=4, revision_id="r0"), add(pool, slots=1)
+    jobs = [FakeJob(pool, str(n), [], "f") for n in range(3)]
+    assert all(pool.submit(job) for job in jobs)
+    assert [job.taken for job in jobs] == [new, old, old]
+
+
 def test_samples_count_ends_per_revision() -> None:
     pool, host = make_pool()
     for revision, failed in (("r1", False), ("r1", True), ("r2", False)):
         pool.ended(revision, failed)
     host.now += 1
-    assert pool.sample(1.0).revisions == {"r1": (2, 1), "r2": (1, 0)}
-    assert pool.sample(1.0).revisions == {}
+    assert pool.active
+    assert pool.sample().revisions == {"r1": (2, 1), "r2": (1, 0)}
+    assert pool.sample().revisions == {}
 
 
 def test_measured_speed_decides_between_two_workers() -> None:

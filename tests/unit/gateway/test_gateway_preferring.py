@@ -7,8 +7,9 @@ from typing import Any, cast
 
 import pytest
 
+from nanopod.gateway.jobs import Job
 from nanopod.gateway.links import WorkerLink
-from nanopod.gateway.pool import Job, Pool
+from nanopod.gateway.pool import Pool
 from nanopod.gateway.preferring import Preference, plain
 from nanopod.model.wire import RouteRow
 
@@ -25,8 +26,9 @@ class Host:
     def demand(self, endpoint_id: str, waiting: int) -> None:
         """Nobody listens."""
 
-    def became_active(self, pool: Pool) -> None:
+    def became_active(self, pool: Pool, workload: float) -> bool:
         """Nobody listens."""
+        return False
 
 
 @dataclass(eq=False)
@@ -42,6 +44,9 @@ class Link:
     doomed_at: float | None = None
     in_flight: int = 0
     slots: int = 8
+    limit: int = 8
+    kv_use: float = -1.0
+    queued: int = 0
     perf: float | None = None
     load: float = 0.0
     keys: dict[str, None] = field(default_factory=dict)

@@ -37,7 +37,7 @@ def test_a_whole_specification_comes_back_equal() -> None:
         ({"name": "x", "scale": {"max_worker": 1}}, "scale.max_worker", "max_workers"),
         ({"name": "x", "nam": 1}, "nam", "name"),
         ({"name": "x", "functions": [{"name": "f"}, {"nome": "g"}]}, "functions[1].nome", "name"),
-        ({"name": "x", "model": {"model": "m"}}, "model.model", "model_id"),
+        ({"name": "x", "model": {"model_i": "m"}}, "model.model_i", "model_id"),
         ({"name": "x", "zzz": 1}, "zzz", "there are: name"),
         ({"name": "x", "image": {"envs": {}}}, "image.envs", "env"),
     ],

@@ -67,7 +67,7 @@ MARKET = (
 
 
 @pytest.mark.parametrize(
-    "operation", [one for one in OPERATIONS if one.path.split("/")[2] in MARKET],
+    "operation", [one for one in OPERATIONS if one.path.split("/")[2:3] and one.path.split("/")[2] in MARKET],
     ids=lambda operation: f"{operation.method} {operation.path}",
 )  # fmt: skip
 def test_answers_of_the_market_have_a_schema(operation: Operation) -> None:

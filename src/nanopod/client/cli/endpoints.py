@@ -1,4 +1,4 @@
-"""`nanopod endpoints list|get|wait|delete`."""
+"""`nanopod endpoints list|get|wait|scale|simulate|delete`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import argparse
 from typing import Any
 
 from nanopod.client.api import Api, segment
-from nanopod.client.cli import deploy, serve, show
+from nanopod.client.cli import deploy, manifests, scaling, serve, show, simulating
 from nanopod.client.cli.instances import COLUMNS as INSTANCE_COLUMNS
-from nanopod.model.errors import NanopodError
+from nanopod.model.errors import Invalid, NanopodError
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,12 +19,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
             "list": "list all endpoints",
             "get": "show one endpoint, and why it has the workers it has",
             "wait": "wait until an endpoint has a ready worker",
+            "scale": "change settings of its scaling; no worker is replaced",
+            "simulate": "what its scaling, or another, would do with a load; nothing changes",
             "delete": "delete an endpoint; running requests finish first",
         },
     )
-    for verb in ("get", "wait", "delete"):
+    for verb in ("get", "wait", "scale", "simulate", "delete"):
         verbs[verb].add_argument("name", metavar="NAME", help="an id, a name, or name:tag")
     verbs["wait"].add_argument("--timeout", type=float, default=900.0, metavar="S", help="default: 900")
+    scaling.add_options(verbs["scale"])
+    output = next(action for action in verbs["get"]._actions if action.dest == "output")
+    output.choices, output.help = ("wide", "json", "kserve"), "json: the same as --json; kserve: as it was applied"
+    simulating.add_options(verbs["simulate"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,12 +53,31 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.action == "wait":
         return _wait(api, args)
-    found = api.get(path)
-    if args.json:
+    if args.action == "simulate":
+        return simulating.run(api, args)
+    if args.action == "scale":
+        settings = scaling.settings_of(args)
+        if not settings:
+            raise Invalid("scale: give at least one setting, such as --min 1 or --profile vast", field="scale")
+        found = api.patch(f"{path}/scale", scaling.scale_body(settings))
+    else:
+        found = api.get(path)
+    if getattr(args, "output", None) == "kserve":
+        print_applied(api, found)
+    elif args.json:
         show.print_json(found)
     else:
         describe(found)
     return 0
+
+
+def print_applied(api: Api, found: dict[str, Any]) -> None:
+    """The object that an endpoint was made from, with its status, as YAML. Raises `Invalid` when it has none."""
+    for row in api.items("/v1/manifests"):
+        if found.get("id") in row.get("native", ()):
+            manifests.print_objects([row], "kserve")
+            return
+    raise Invalid(f"{found.get('name')} was not made from a manifest; leave -o kserve out", field="output")
 
 
 def describe(found: dict[str, Any]) -> None:
@@ -74,7 +99,8 @@ def describe(found: dict[str, Any]) -> None:
             ("models", found.get("model_ids")),
             ("revision", found.get("revision_id")),
             ("label", found.get("version_label")),
-            ("scale", " ".join(f"{name}={show.text(value)}" for name, value in scale.items() if value is not None)),
+            ("scale", " ".join(_settings(scale))),
+            *scaling.facts(found),
             ("created", show.when(found.get("created_at"))),
             ("updated", show.when(found.get("updated_at"))),
         ]
@@ -93,6 +119,13 @@ def describe(found: dict[str, Any]) -> None:
         print()
         columns = [column for column in INSTANCE_COLUMNS if column[0] != "ENDPOINT"]
         show.print_rows(found["instances"], columns, empty="")
+
+
+def _settings(scale: dict[str, Any]) -> list[str]:
+    """The settings that say something, those of `tuning` by their own names."""
+    tuned = {name: value for name, value in (scale.get("tuning") or {}).items() if value not in (None, "", [])}
+    plain = {name: value for name, value in scale.items() if name != "tuning" and value is not None}
+    return [f"{name}={show.text(value)}" for name, value in {**plain, **tuned}.items()]
 
 
 def _wait(api: Api, args: argparse.Namespace) -> int:

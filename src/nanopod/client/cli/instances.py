@@ -39,7 +39,7 @@ COLUMNS: Final[list[show.Column]] = [
 ]
 """Of the workers below an endpoint."""
 PRIORITIES: Final = ("yield", "normal", "preferred", "critical")
-STATUSES: Final = ("awaiting_allocation", "running", "failed", "terminated")
+STATUSES: Final = ("awaiting_allocation", "running", "hibernated", "failed", "terminated")
 ENDED: Final = frozenset({"terminated", "failed"})
 LOG_PAGE: Final = 2500
 FOLLOW_S: Final = (0.3, 2.0)

@@ -12,7 +12,7 @@ from nanopod.client.cli.parser import Parser, option
 NAME = option("name", metavar="NAME", help="a deployment: name, name:tag or id", completes="/v1/endpoints")
 EXAMPLES = {
     "versions": ("nanopod versions square",),
-    "rollback": ("nanopod rollback square", "nanopod rollback square 3"),
+    "rollback": ("nanopod rollback square", "nanopod rollback square square-00003"),
     "promote": ("nanopod promote square",),
 }
 
@@ -22,7 +22,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     verb = parser.prog.rpartition(" ")[2]
     NAME.add_to(parser)
     if verb == "rollback":
-        parser.add_argument("version", nargs="?", help="number or id (default: the previous healthy one)")
+        parser.add_argument("version", nargs="?", help="name, number or id (default: the previous healthy one)")
     show.add_server_options(parser)
     if isinstance(parser, Parser):
         parser.show_examples(EXAMPLES.get(verb, ()))
@@ -66,5 +66,6 @@ COLUMNS: list[show.Column] = [
     ("HEALTHY", show.moment("healthy_at")),
     ("CREATED", show.moment("created_at")),
     ("FAILURE", lambda row: (row.get("failure") or {}).get("message")),
+    ("NAME", show.field("name")),
     ("ID", show.field("id")),
 ]

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from nanopod.client.cli import deploy, show
+from nanopod.client import autoscaling
+from nanopod.client.cli import deploy, scaling, show
 from nanopod.client.source import clean_name
 from nanopod.model.errors import Invalid, NanopodError
 
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--max", type=int, dest="most", metavar="N", help="largest number of workers")
     parser.add_argument("--idle", type=float, metavar="S", help="sleep after so many idle seconds (implies --min 0)")
+    scaling.add_options(parser, without=("--min", "--max", "--idle"))
     parser.add_argument("--ready-path", default="/v1/models", help="of a COMMAND: answers 200 when ready")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until a worker is ready")
     parser.add_argument("--timeout", type=float, default=900.0, metavar="S", help="longest wait (default: 900)")
@@ -78,14 +80,15 @@ def body_of(args: argparse.Namespace) -> dict[str, Any]:
         if not path.is_dir():
             raise Invalid(f"there is no directory {args.model}", field="model")
         source, model_id = str(path.resolve()), path.resolve().name
-    scale: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     least = 0 if args.idle is not None and args.least is None else args.least
     if least is not None:
-        scale |= {"cold_workers": least} | ({"min_load": 0} if least == 0 else {})
+        settings |= {"min_scale": least} if least else {"min_load": 0}
     if args.most is not None:
-        scale["max_workers"] = args.most
+        settings["max_workers"] = args.most
     if args.idle is not None:
-        scale["inactivity_timeout"] = args.idle
+        settings["inactivity_timeout"] = args.idle
+    scale = scaling.scale_body(autoscaling.checked(settings) | scaling.settings_of(args))
     model = {"model_id": model_id, "engine": engine, "source": source, "slots": args.slots}
     if command:
         model |= {"argv": list(command), "ready_path": args.ready_path, "source": ""}

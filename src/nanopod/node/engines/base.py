@@ -55,6 +55,8 @@ class Request:
     body: bytes
     attempt: Attempt
     timeout_s: float = 600.0
+    query: str = ""
+    """What follows the `?` of the target, as it came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +123,8 @@ class Load:
 
     running: int = 0
     waiting: int = 0
+    kv_use: float = -1.0
+    """Share of the key-value cache that is in use, 0 to 1; -1: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
-"""An engine somebody else wrote: a command that speaks the OpenAI API on a loopback port, behind our link.
+"""An engine somebody else wrote: a command that speaks `ModelSpec.protocols` on a loopback port, behind our link.
 
-Ready means that a token (or a vector) came out, not that a health page answers. What it streams is passed on as it
+Ready means that a token (or a vector) came out, not that a health page answers; a command that does not speak OpenAI's
+API is ready when its protocol's health path says so, or as soon as it listens. What it streams is passed on as it
 comes; usage is read from it on the way. Its answers cannot be continued exactly elsewhere: continuation is best effort.
 """
 
@@ -24,27 +25,41 @@ from typing import Any, Final
 
 import aiohttp
 import msgspec
+import yarl
 
 from nanopod.model.endpoint import ModelSpec
 from nanopod.node import files, procs
 from nanopod.node.engines.base import Caps, Card, Load, Request, Sink, Timings, Usage
+from nanopod.node.engines.details import Details
 from nanopod.node.engines.observed import Seen
+from nanopod.node.engines.scraping import Scraping
 
 HOST: Final = "127.0.0.1"
-PROBE_S_MIN: Final = 0.05
+PROBE_S_MIN: Final = 0.01
 PROBE_S_MAX: Final = 1.0
+PROBE_SHARE: Final = 0.08
+"""Between two looks goes this share of the time that the command has taken so far: it is noticed soon, and long starts
+are not disturbed."""
 PROBE_ANSWER_S_MAX: Final = 120.0
 CONNECT_S_MAX: Final = 5.0
 TAIL_LINES: Final = 30
 SETTLE_S: Final = 0.01
 SETTLE_S_MAX: Final = 1.0
 """What a command printed passes through the shim: how long its last lines may take to the log."""
-_PASSED_ON: Final = ("content-type", "accept", "x-request-id")
+READY_PATH: Final = ModelSpec("").ready_path
+OPENAI_PREFIX: Final = "KSERVE_OPENAI_ROUTE_PREFIX"
+"""Environment variable of commands that have OpenAI's paths below a prefix of their own."""
+_NOT_PASSED: Final = frozenset(
+    {"host", "connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "te", "trailer", "upgrade",
+     "transfer-encoding", "content-length", "expect", "date", "server", "x-nanopod-account"}
+)  # fmt: skip
+"""Headers of the hop, in either direction."""
 _TOKEN_PROBES: Final[tuple[tuple[str, dict[str, Any]], ...]] = (
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1}),
     ("/v1/completions", {"prompt": "Hi", "max_tokens": 1}),
     ("/v1/embeddings", {"input": "Hi"}),
 )
+OPENAI: Final = frozenset(path for path, _ in _TOKEN_PROBES) | {"/v1/responses", "/v1/rerank"}
 _json: Final = msgspec.json.Encoder().encode
 _log: Final = logging.getLogger("nanopod.node.engines.command")
 
@@ -58,6 +73,17 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def is_free(port: int) -> bool:
+    """True when nobody listens on this port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
 
 
 def filled(argv: tuple[str, ...], *, port: int, model: str) -> list[str]:
@@ -81,11 +107,18 @@ class CommandEngine:
         self.exited: asyncio.Future[str] | None = None
         """Resolved with a sentence when the command ends by itself; there from `start` on."""
         self._model = model
-        self._port = 0
+        self._speaks_openai = "openai" in model.protocols
+        self._any_path = "http" in model.protocols
+        self._prefix = ""
+        """What the command has before OpenAI's `/v1`."""
+        self.port = 0
+        """Where the command listens; set by `start`."""
         self._process: subprocess.Popen[bytes] | None = None
         self._session: aiohttp.ClientSession | None = None
         self._upstream_model = model.model_id
         self._running = 0
+        self._scraping: Scraping | None = None
+        self._scrape: asyncio.Task[None] | None = None
         self._stopping = False
         self._log_start = 0
 
@@ -94,24 +127,40 @@ class CommandEngine:
     async def start(self) -> Card:
         """Start the command and wait for its first token, at most `start_s_max` seconds. Raises `EngineFailed`."""
         limit = time.monotonic() + self._model.start_s_max
-        self._port = free_port()
+        self.port = self._free_port()
         self._launch()
         self._session = aiohttp.ClientSession(
-            f"http://{HOST}:{self._port}",
+            f"http://{HOST}:{self.port}",
             connector=aiohttp.TCPConnector(limit=0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_S_MAX),
             auto_decompress=False,
         )
         try:
-            await self._until_up(limit)
-            await self._first_token(limit)
+            if self._speaks_openai:
+                await self._until_up(limit)
+                await self._first_token(limit)
+            else:
+                await self._until_healthy(limit)
         except BaseException:
             await self.stop(1.0)
             raise
+        if "openai" in self._model.protocols:
+            self._scraping = Scraping(self._session, lambda: self._running)
+            self._scrape = asyncio.create_task(self._scraping.run())
         return Card(self._model.model_id, int(time.time()), extra={"engine": "command"})
 
+    def _free_port(self) -> int:
+        """The port that the specification names, while it is free; commands that heed `PORT` can have any."""
+        named = self._model.port
+        if named and is_free(named):
+            return named
+        port = free_port()
+        if named:
+            _log.warning("port %d (model.port) is taken; the command is told %d in PORT", named, port)
+        return port
+
     def _launch(self) -> None:
-        argv = filled(self._model.argv, port=self._port, model=self._model.source or self._model.model_id)
+        argv = filled(self._model.argv, port=self.port, model=self._model.source or self._model.model_id)
         parent = os.getpid()
         path = _log_file()
         self._log_start = path.stat().st_size if path is not None and path.exists() else 0
@@ -121,7 +170,7 @@ class CommandEngine:
             if os.getppid() != parent:
                 os._exit(1)
 
-        env = {**os.environ, "PORT": str(self._port), "HOST": HOST}
+        env = {**os.environ, "PORT": str(self.port), "HOST": HOST}
         try:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, env=env, start_new_session=True, preexec_fn=in_child
@@ -173,18 +222,50 @@ class CommandEngine:
             raise EngineFailed(self._said(text))
 
     async def _until_up(self, limit: float) -> None:
-        """Until `ready_path` answers 200."""
-        assert self._session is not None
-        wait_s = PROBE_S_MIN
+        """Until `ready_path` answers 200, with or without the prefix that some servers have before it."""
+        began = time.monotonic()
+        given = os.environ.get(OPENAI_PREFIX, "openai").strip("/")
+        prefixes = ("", f"/{given}") if given and self._model.ready_path == READY_PATH else ("",)
         while True:
-            with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                async with self._session.get(self._model.ready_path, timeout=_limit(limit)) as answer:
-                    body = await answer.read()
-                    if answer.status == 200:
-                        self._upstream_model = self._named(body)
-                        return
-            await self._pause(limit, wait_s, f"{self._model.ready_path} did not answer 200")
-            wait_s = min(PROBE_S_MAX, wait_s * random.uniform(1.2, 1.6))
+            for prefix in prefixes:
+                status, body = await self._get(prefix + self._model.ready_path, limit)
+                if status == 200:
+                    self._upstream_model, self._prefix = self._named(body), prefix
+                    return
+                if not status:
+                    break
+            await self._pause(limit, _wait_s(began), f"{self._model.ready_path} did not answer 200")
+
+    async def _until_healthy(self, limit: float) -> None:
+        """Without OpenAI's API: until `ready_path` answers below 400, or its protocol's health path does not say no."""
+        path, protocols = self._model.ready_path, self._model.protocols
+        stated = path != READY_PATH
+        if not stated:
+            path = f"/v1/models/{self._model.model_id}" if "v1" in protocols else ""
+            path = "/v2/health/ready" if "v2" in protocols else path
+        began = time.monotonic()
+        while True:
+            if path:
+                status, _ = await self._get(path, limit)
+                # A server need not have the path that its protocol says; only that it is not ready counts.
+                if 200 <= status < 400 or (status and status != 503 and not stated):
+                    return
+                doing = f"{path} answered {status or 'nothing'}"
+            else:
+                with contextlib.suppress(OSError, TimeoutError):
+                    _, writer = await asyncio.wait_for(asyncio.open_connection(HOST, self.port), CONNECT_S_MAX)
+                    writer.close()
+                    return
+                doing = f"nothing listened on port {self.port} (the environment's PORT)"
+            await self._pause(limit, _wait_s(began), doing)
+
+    async def _get(self, path: str, limit: float) -> tuple[int, bytes]:
+        """(status, body); 0 when there is no answer."""
+        assert self._session is not None
+        with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+            async with self._session.get(path, timeout=_limit(limit)) as answer:
+                return answer.status, await answer.read()
+        return 0, b""
 
     def _named(self, body: bytes) -> str:
         """The name under which the command knows the model, when it lists models and ours is not among them."""
@@ -198,13 +279,13 @@ class CommandEngine:
         """Ask for one token, or one vector; an API that has neither is taken at its word."""
         assert self._session is not None
         refused = []
+        began = time.monotonic()
         for path, body in _TOKEN_PROBES:
-            wait_s = PROBE_S_MIN
             while True:
                 status = 0
                 with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
                     async with self._session.post(
-                        path, json={"model": self._upstream_model, **body}, timeout=_limit(limit)
+                        self._prefix + path, json={"model": self._upstream_model, **body}, timeout=_limit(limit)
                     ) as answer:
                         await answer.read()
                         status = answer.status
@@ -213,13 +294,14 @@ class CommandEngine:
                 if 400 <= status < 500 and status != 429:
                     refused.append(f"{path} {status}")
                     break
-                await self._pause(limit, wait_s, f"no token came out of {path} (status {status or 'none'})")
-                wait_s = min(PROBE_S_MAX, wait_s * random.uniform(1.2, 1.6))
+                await self._pause(limit, _wait_s(began), f"no token came out of {path} (status {status or 'none'})")
         _log.warning("no token could be made to come out (%s); it is taken as ready", ", ".join(refused))
 
     async def stop(self, grace_s: float) -> None:
         """SIGTERM, then SIGKILL of everything it started."""
         self._stopping = True
+        if self._scrape is not None:
+            self._scrape.cancel()
         process, session = self._process, self._session
         self._session = None
         if session is not None:
@@ -234,8 +316,8 @@ class CommandEngine:
         await asyncio.to_thread(process.wait)
 
     def load(self) -> Load:
-        """Requests passed on and not answered yet."""
-        return Load(self._running, 0)
+        """Requests passed on and not answered yet, and what the engine says of those."""
+        return self._scraping.load() if self._scraping is not None else Load(self._running, 0)
 
     # --- requests ---
 
@@ -255,21 +337,29 @@ class CommandEngine:
 
     async def _relay(self, request: Request, sink: Sink, began: float) -> None:
         assert self._session is not None
-        headers = {name: value for name, value in request.headers.items() if name in _PASSED_ON}
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
+        openai = self._speaks_openai and request.path in OPENAI
+        path = (self._prefix if openai else "") + request.path + (f"?{request.query}" if request.query else "")
         async with self._session.request(
-            request.method, request.path, data=self._body(request), headers=headers,
+            request.method, yarl.URL(path, encoded=True), data=self._body(request), headers=headers,
             timeout=aiohttp.ClientTimeout(total=request.timeout_s, sock_connect=CONNECT_S_MAX),
+            skip_auto_headers=("user-agent", "accept-encoding"), allow_redirects=not self._any_path,
         ) as answer:  # fmt: skip
             kind = answer.headers.get("content-type", "application/json")
-            streaming = kind.startswith("text/event-stream")
-            seen = Seen(streaming)
+            events = kind.startswith("text/event-stream")
+            streaming = events or (self._any_path and not openai and answer.content_length is None)
+            seen = Seen(events)
+            details = Details(events) if openai and "content-encoding" not in answer.headers else None
             sink.head(answer.status, _shown(answer.headers, kind), streaming=streaming)
             first_us = 0
             async for chunk in answer.content.iter_any():
                 first_us = first_us or int((time.perf_counter() - began) * 1e6)
                 seen.feed(chunk)
-                sink.data(chunk)
-                await sink.drained()
+                if passed := details.feed(chunk) if details is not None else chunk:
+                    sink.data(passed)
+                    await sink.drained()
+            if details is not None and (passed := details.rest()):
+                sink.data(passed)
         usage = Usage(seen.prompt_tokens, seen.completion_tokens, seen.cached_tokens)
         sink.end(usage, seen.finish, Timings(int((time.perf_counter() - began) * 1e6), first_us))
 
@@ -289,15 +379,22 @@ def _limit(limit: float) -> aiohttp.ClientTimeout:
 
 
 def _shown(headers: Mapping[str, str], kind: str) -> dict[str, str]:
-    """Headers of the answer that mean something beyond the hop."""
+    """Headers of the answer that mean something beyond the hop, bytes as Latin-1; of several `set-cookie` the first."""
     shown = {"content-type": kind}
-    if "content-encoding" in headers:
-        shown["content-encoding"] = headers["content-encoding"]
+    for name, value in headers.items():
+        if name.lower() not in _NOT_PASSED:
+            shown.setdefault(name.lower(), value.encode("utf-8", "surrogateescape").decode("latin-1"))
     return shown
 
 
 def _how(status: int) -> str:
     return f"the engine ended with exit status {status}" if status >= 0 else f"the engine was ended by signal {-status}"
+
+
+def _wait_s(began: float) -> float:
+    """Until the next look at a command that is being waited for since `began`."""
+    wait_s = PROBE_SHARE * (time.monotonic() - began)
+    return min(PROBE_S_MAX, max(PROBE_S_MIN, wait_s)) * random.uniform(0.8, 1.2)
 
 
 def _log_file() -> Path | None:

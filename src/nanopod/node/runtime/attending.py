@@ -49,6 +49,7 @@ class Attending:
         self._contexts = contexts
         self._ending = ending
         self._grace_s = start.instance.grace_s
+        self._stop_s = start.instance.stop_s
         self._hooks = Hooks(serving.app)
         self._notices = Notices(directory / files.SHUTDOWN, self._hooks, ending, self._grace_s)
         self._perf: Perf | None = None
@@ -133,7 +134,7 @@ class Attending:
         self._tasks.append(asyncio.ensure_future(work))
 
     async def end(self, error: BaseException | None) -> None:
-        """Drain, tell the hooks, take snapshots, leave the contexts: all within the grace period.
+        """Drain, tell the hooks, take snapshots, leave the contexts: what follows the calls within the grace period.
 
         `error` is what the start broke with, if it did. With a failure in the `Ending` afterwards the worker is to be
         replaced.
@@ -141,12 +142,13 @@ class Attending:
         ending, executor, fenced = self._ending, self._serving.executor, self._serving.fenced
         for task in self._tasks:
             task.cancel()
+        # Who is told to stop lets its calls end; who is broken has its grace, and is replaced.
         grace_s = ending.grace_s(self._grace_s)
+        drain_s = ending.grace_s(self._stop_s if ending.failure is None else self._grace_s)
         limit_s = exit_limit_s(grace_s)
         is_orderly = error is None and not fenced
         # One that never took calls has none to wait for: what runs is its benchmark.
-        drained_by = time.monotonic() + (grace_s - limit_s if is_orderly and self._was_ready else 0.0)
-        over_by = drained_by + limit_s
+        drained_by = time.monotonic() + (drain_s - limit_s if is_orderly and self._was_ready else 0.0)
         if is_orderly and self._was_ready:
             self._hooks.tell(Notice(time.time() + grace_s, ending.reason))
         web = asyncio.ensure_future(self._serving.web.drain(drained_by - time.monotonic()))
@@ -154,6 +156,8 @@ class Attending:
             drained_by - time.monotonic(), lost=ending.reason if is_orderly else "", forsaken=ending.forsaken
         )
         lost += await web
+        drained_by = min(drained_by, time.monotonic() + grace_s - limit_s)
+        over_by = drained_by + limit_s
         if lost:
             _log.warning("%d calls were still running at the end of the grace period", lost)
         await self._hooks.finish(drained_by - time.monotonic())

@@ -8,9 +8,11 @@ import os
 import time
 from pathlib import Path
 
+from nanopod.model.endpoint import ModelSpec
 from nanopod.model.errors import Invalid
 from nanopod.node.engines.base import Caps, Card, Engine, Load, Request, Sink
 from nanopod.node.records import Start
+from nanopod.node.storage.told import located_model
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +59,7 @@ def make_engine(start: Start) -> Engine:
     model = start.instance.app.model
     if model is None:
         raise Invalid("a model endpoint needs a model: set model.model_id and model.engine", field="model")
+    model = located_model(model)
     if model.engine == "reference":
         directory = Path(start.models_dir or Path.cwd() / "models")
         return Reference(
@@ -65,8 +68,21 @@ def make_engine(start: Start) -> Engine:
     if model.engine == "command":
         from nanopod.node.engines.command import CommandEngine
 
-        return CommandEngine(model)
-    raise Invalid(f"engine {model.engine!r} does not serve models; use reference or command", field="model.engine")
+        return fronted(model, start, CommandEngine(model))
+    if model.engine == "server":
+        from nanopod.node.engines.serving import ServerEngine
+
+        return fronted(model, start, ServerEngine(model, name=start.instance.app.name))
+    raise Invalid(
+        f"engine {model.engine!r} does not serve models; use reference, command or server", field="model.engine"
+    )
+
+
+def fronted(model: ModelSpec, start: Start, engine: Engine) -> Engine:
+    """The engine behind what its specification puts in front of it: a logger, a transformer, an explainer."""
+    from nanopod.node.engines.serving.fronted import Fronted, needed
+
+    return Fronted(model, engine, service=start.instance.app.name) if needed(model) else engine
 
 
 async def start_engine(engine: Engine) -> Card:

@@ -28,6 +28,7 @@ _log: Final = logging.getLogger(__name__)
 _CALL_HEAD: Final = b'{"k":"call"}'
 _WEB_HEAD: Final = b'{"k":"web",'
 BODY_BYTES_MAX: Final = 33 << 20
+LOAD_S: Final = 1.0
 
 
 class OpenHead(msgspec.Struct, frozen=True):
@@ -66,6 +67,8 @@ class Serving:
         """By function: what its benchmark showed."""
         self.engine_name = "python"
         self.caps = Caps()
+        self.engine_load: tuple[int, float] | None = None
+        """(requests that wait inside the engine, share of its key-value cache in use) as they were told last."""
         self.fenced = ""
         self.on_end: Callable[[], None] = lambda: None
         """Called on the loop when the worker is fenced."""
@@ -91,6 +94,8 @@ class Serving:
         }
         if self.perf is not None:
             state["perf"] = self.perf
+        if self.engine_load is not None:
+            state["queued"], state["kv_use"] = self.engine_load
         if self.benchmark:
             state["benchmark"] = self.benchmark
             state["detail"] = "; ".join(_in_words(name, told) for name, told in self.benchmark.items())
@@ -343,8 +348,8 @@ class Models(Serving):
     async def _handle(self, body: Body) -> None:
         head, sink = body.head, body.sink
         attempt = head.attempt if isinstance(head.attempt, Attempt) else Attempt("")
-        path = head.path.partition("?")[0]
-        request = Request(head.method, path, head.headers, b"".join(body.parts), attempt, head.timeout_s)
+        path, _, query = head.path.partition("?")
+        request = Request(head.method, path, head.headers, b"".join(body.parts), attempt, head.timeout_s, query)
         body.parts = []
         try:
             async with asyncio.timeout(head.timeout_s):
@@ -361,6 +366,16 @@ class Models(Serving):
             sink.reset("internal", f"{type(error).__name__}: {error}")
         finally:
             self.running.discard(body)
+
+    async def watch_load(self) -> None:
+        """Tell the engine's load when it has changed, once a second at most, until cancelled."""
+        while True:
+            await asyncio.sleep(LOAD_S)
+            load = self.engine.load()
+            found = load.waiting, round(load.kv_use, 2)
+            if found != (self.engine_load or (0, -1.0)):
+                self.engine_load = found
+                self.tell()
 
     async def drain(self, limit_s: float) -> int:
         """Let running requests end; the number of those given up."""

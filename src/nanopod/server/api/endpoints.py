@@ -11,6 +11,7 @@ from typing import Any, Final
 from starlette.requests import Request
 from starlette.responses import Response
 
+from nanopod.control import rollouts
 from nanopod.control.choosing import fitting_kinds, retire_template
 from nanopod.control.update import Update, check, compare, fingerprinted, workers_affected
 from nanopod.control.views import endpoint_view
@@ -144,6 +145,8 @@ def _result(
 def _compare(read: Transaction, key: Key, spec: EndpointSpec) -> tuple[Endpoint | None, Update]:
     """The endpoint with this identity, and what the specification changes. Raises `Conflict`."""
     found = read.endpoint_named(key.workspace_id, f"{spec.name}:{spec.tag}")
+    if found is not None and spec.traffic:
+        spec = rollouts.settled(found, read.revisions_of(found.endpoint_id), spec)
     if found is not None and found.kind != spec.kind:
         raise Conflict(
             f"kind: {found.full_name} is a {found.kind} endpoint; delete it first, or choose another name or tag",

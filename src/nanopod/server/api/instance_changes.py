@@ -250,7 +250,7 @@ async def terminate_instance(context: Context, request: Request, key: Key) -> Re
     def write(write: Transaction) -> Known:
         scope = scope_of(write, key, workspace_reference(request))
         found = find_instance(write, scope, request.path_params["id"], None)
-        if found.ended_at is None and found.intent == "run":
+        if found.ended_at is None and found.intent != "stop":
             with context.desk.session(write, now) as market:
                 stop(write, found, "terminated by request", now)
                 market.changed(found.capacity_id)

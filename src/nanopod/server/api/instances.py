@@ -31,7 +31,7 @@ from nanopod.server.api.showing import Changeable, Owners, Summary, changeable, 
 from nanopod.server.api.templates import INCLUDE, INCLUDED, wants_cloud_init
 from nanopod.store.transaction import Transaction
 
-STATUSES: Final = ("awaiting_allocation", "running", "terminated", "failed")
+STATUSES: Final = ("awaiting_allocation", "running", "hibernated", "terminated", "failed")
 USE_EXEC: Final = "use exec instead: POST /v1/instances/{}/exec, or nanopod instances ssh {}"
 
 
@@ -58,7 +58,7 @@ class InstanceAnswer(Changeable):
     `market_phase` is the phase in the market's words, null while it awaits allocation and once it is gone.
     """
 
-    status: Literal["awaiting_allocation", "running", "terminated", "failed"]
+    status: Literal["awaiting_allocation", "running", "hibernated", "terminated", "failed"]
     status_reason: str | None
     phase: str
     market_phase: str | None

@@ -13,9 +13,10 @@ import msgspec
 from starlette.requests import Request
 
 from nanopod.model.chain import Key, Revision
-from nanopod.model.endpoint import EndpointSpec, ImageSpec, SecretRef, VolumeMount
+from nanopod.model.endpoint import EndpointSpec, SecretRef, StorageSpec, VolumeMount
 from nanopod.model.errors import Denied, Invalid
 from nanopod.model.ids import NAME_PATTERN
+from nanopod.node.storage import schemes
 from nanopod.server.api.bodies import TooLarge
 from nanopod.server.api.context import Context
 from nanopod.store.transaction import Transaction
@@ -77,32 +78,49 @@ def revisions_in_use(read: Transaction, workspace_id: str) -> Iterator[tuple[str
             yield endpoint.full_name, revision
 
 
-def _current(read: Transaction, workspace_id: str) -> Iterator[tuple[str, ImageSpec]]:
-    """(endpoint, image) of what runs or is about to."""
+def _current(read: Transaction, workspace_id: str) -> Iterator[tuple[str, EndpointSpec]]:
+    """(endpoint, specification) of what runs or is about to."""
     for endpoint in read.endpoints(workspace_id):
         deployment = read.deployment_of(endpoint.endpoint_id)
         ids = {endpoint.revision_id, endpoint.stable_revision_id, deployment.revision_id if deployment else ""}
         for revision_id in sorted(ids - {""}):
             if (revision := read.revision(revision_id)) is not None:
-                yield endpoint.full_name, revision.spec.image
+                yield endpoint.full_name, revision.spec
 
 
 def users_of_secret(read: Transaction, workspace_id: str, name: str) -> list[str]:
-    """The endpoints that start with a secret, or mount a bucket with it."""
+    """The endpoints that start with a secret, or open a bucket or storage with it."""
     return sorted(
         {
             user
-            for user, image in _current(read, workspace_id)
-            if any(ref.name == name for ref in image.secrets) or any(mount.secret == name for mount in image.volumes)
+            for user, spec in _current(read, workspace_id)
+            if any(ref.name == name for ref in spec.image.secrets)
+            or any(mount.secret == name for mount in spec.image.volumes)
+            or any(one.secret == name for one in _storages(spec))
         }
     )
+
+
+def _storages(spec: EndpointSpec) -> Iterator[StorageSpec]:
+    if spec.model is not None:
+        yield from spec.model.storage
+        yield from (further.storage for further in spec.model.models)
 
 
 def users_of_volume(read: Transaction, workspace_id: str, name: str) -> list[str]:
     """The endpoints that mount a volume."""
     return sorted(
-        {user for user, image in _current(read, workspace_id) if any(mount.volume == name for mount in image.volumes)}
+        {
+            user
+            for user, spec in _current(read, workspace_id)
+            if any(mount.volume == name for mount in spec.image.volumes)
+            or any(one.uri.partition("://")[2].partition("/")[0] == name for one in _storages(spec) if _is_pvc(one))
+        }
     )
+
+
+def _is_pvc(one: StorageSpec) -> bool:
+    return one.uri.startswith("pvc://")
 
 
 def versions_in_use(read: Transaction, workspace_id: str, name: str) -> frozenset[int]:
@@ -122,6 +140,8 @@ async def furnish(context: Context, key: Key, spec: EndpointSpec, *, write: bool
     """`spec` with the versions of its secrets, which are part of its image's fingerprint. Its volumes are made unless
     they exist (with `write` only). Raises `Invalid` naming a secret that does not exist, or a mount that cannot be."""
     image, place = spec.image, key.workspace_id
+    if spec.model is not None and (spec.model.storage or spec.model.models):
+        await context.store.read(lambda read: _check_storages(read, place, spec, write=write))
     if not image.secrets and not image.volumes:
         return spec
 
@@ -147,6 +167,26 @@ async def furnish(context: Context, key: Key, spec: EndpointSpec, *, write: bool
     return replace(spec, image=replace(image, secrets=refs), fingerprints=replace(spec.fingerprints, image=digest))
 
 
+def _check_storages(rows: Transaction, workspace_id: str, spec: EndpointSpec, *, write: bool) -> None:
+    """Raises `Invalid` for a storage that no node could fetch, or that is opened by a secret that is not there."""
+    assert spec.model is not None
+    named = [(f"model.storage[{at}]", one) for at, one in enumerate(spec.model.storage)]
+    named += [(f"model.models[{at}].storage", one.storage) for at, one in enumerate(spec.model.models)]
+    for field, one in named:
+        try:
+            schemes.parse(one.uri, f"{field}.uri")
+            schemes.target(one.path, f"{field}.path")
+        except schemes.BadUri as error:
+            raise Invalid(str(error), field=str(error).partition(":")[0]) from None
+        planned = one.secret.startswith(AUTOMATIC) and not write
+        if one.secret and not planned and rows.secret(workspace_id, one.secret) is None:
+            raise Invalid(
+                f"{field}.secret: there is no secret {one.secret!r} in this workspace; make it with: "
+                f"nanopod secrets create {one.secret} KEY=VALUE",
+                field=f"{field}.secret",
+            )
+
+
 def new_volume(
     context: Context, workspace_id: str, name: str, size_gb: float, region: str, now: float
 ) -> Volume:  # fmt: skip
@@ -158,7 +198,7 @@ def new_volume(
 def _resolved(rows: Transaction, workspace_id: str, ref: SecretRef, field: str, *, write: bool) -> SecretRef:
     found = rows.secret(workspace_id, ref.name)
     if found is None and ref.name.startswith(AUTOMATIC) and not write:
-        return SecretRef(ref.name, 1)  # a plan: deploying makes it first
+        return replace(ref, version=1)  # a plan: deploying makes it first
     if found is None:
         raise Invalid(
             f"{field}: there is no secret {ref.name!r} in this workspace; make it with: "
@@ -171,7 +211,10 @@ def _resolved(rows: Transaction, workspace_id: str, ref: SecretRef, field: str, 
             f"({found.version})",
             field=field,
         )
-    return SecretRef(ref.name, ref.version or found.version)
+    lacking = [key for _, key in ref.keys if key not in found.keys]
+    if lacking:
+        raise Invalid(f"{field}.keys: secret {ref.name!r} has no key {lacking[0]!r}; it has {', '.join(found.keys)}")
+    return replace(ref, version=ref.version or found.version)
 
 
 def _check_mounts(rows: Transaction, workspace_id: str, mounts: tuple[VolumeMount, ...], *, write: bool) -> None:

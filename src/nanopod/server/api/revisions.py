@@ -47,7 +47,7 @@ async def post_rollback(context: Context, request: Request, key: Key) -> Respons
 
     def write(write: Transaction) -> Whole:
         found = find_endpoint(write, key, reference)
-        return whole_endpoint(write, roll_back(write, found, wanted, now))
+        return whole_endpoint(write, roll_back(context, write, found, wanted, now))
 
     return await _changed(context, await context.store.write(write), "rollback", key)
 
@@ -57,7 +57,7 @@ async def post_promote(context: Context, request: Request, key: Key) -> Response
     reference, now = request.path_params["id"], moment(context)
 
     def write(write: Transaction) -> Whole:
-        return whole_endpoint(write, promote(write, find_endpoint(write, key, reference), now))
+        return whole_endpoint(write, promote(context, write, find_endpoint(write, key, reference), now))
 
     return await _changed(context, await context.store.write(write), "promote", key)
 

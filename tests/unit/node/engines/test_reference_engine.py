@@ -16,6 +16,7 @@ from nanopod.node.engines.reference.chat import ChatFormat, Message
 from nanopod.node.engines.reference.tokenizer import Tokenizer
 
 CHAT, LEGACY, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+RERANK = "/v1/rerank"
 USER = [{"role": "user", "content": "hello"}]
 
 
@@ -410,7 +411,9 @@ def test_embedding_shapes(encoder):
     np.testing.assert_allclose(np.linalg.norm(data, axis=1), 1.0, atol=1e-6)
     np.testing.assert_allclose(data[0], data[2], atol=1e-6)
     assert [row["index"] for row in got.json["data"]] == [0, 1, 2]
-    assert got.json["usage"] == {"prompt_tokens": 10, "total_tokens": 10}
+    assert got.json["usage"] == {
+            "prompt_tokens": 10, "total_tokens": 10, "prompt_tokens_details": {"cached_tokens": 0}
+        }  # fmt: skip
     assert got.usage.prompt_tokens == 10
     alone = encoder.ask(EMBED, {"input": "a river", "encoding_format": "base64"}).json["data"][0]["embedding"]
     np.testing.assert_allclose(np.frombuffer(base64.b64decode(alone), "<f4"), data[1], atol=1e-5)
@@ -426,6 +429,37 @@ def test_embedding_dimensions_ids_and_truncation(encoder):
     assert long["usage"]["prompt_tokens"] == 8
     same = encoder.ask(EMBED, {"input": "fox " * 6}).json
     np.testing.assert_allclose(long["data"][0]["embedding"], same["data"][0]["embedding"], atol=1e-5)
+
+
+def test_documents_are_ranked_by_their_cosine_with_the_query(encoder):
+    texts = ["fox", "a river", "river", "fox river"]
+    got = encoder.ask(RERANK, {"model": "m", "query": "fox", "documents": texts})
+    vectors = [np.array(one["embedding"]) for one in encoder.ask(EMBED, {"input": texts}).json["data"]]
+    scores = [float(vector @ vectors[0]) for vector in vectors]
+    results = got.json["results"]
+    assert [one["index"] for one in results] == sorted(range(4), key=lambda place: -scores[place])
+    assert (results[0]["index"], results[0]["document"]) == (0, {"text": "fox"})
+    assert [one["relevance_score"] for one in results] == pytest.approx(sorted(scores, reverse=True), abs=1e-5)
+    few = encoder.ask(RERANK, {"query": "fox", "documents": texts, "top_n": 2, "return_documents": False}).json
+    assert [sorted(one) for one in few["results"]] == [["index", "relevance_score"]] * 2
+    assert few["usage"]["prompt_tokens"] == got.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"documents": ["a"]}, "query"),
+        ({"query": "a"}, "documents"),
+        ({"query": "a", "documents": []}, "documents"),
+        ({"query": "a", "documents": [1]}, "documents"),
+        ({"query": "a", "documents": ["a"], "top_n": 0}, "top_n"),
+        ({"query": "", "documents": ["a"]}, "query"),
+        ({"query": "a", "documents": ["a"], "foo": 1}, "foo"),
+    ],
+)
+def test_bad_rerank_requests(encoder, body, param):
+    got = encoder.ask(RERANK, body)
+    assert (got.status, got.json["error"]["param"]) == (400, param)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""POST /v1/embeddings over a BERT-family encoder."""
+"""POST /v1/embeddings and /v1/rerank over a BERT-family encoder."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import msgspec
 import numpy as np
 
 from nanopod.node.engines.base import Load, Timings, Usage
+from nanopod.node.engines.reference import reranking
 from nanopod.node.engines.reference.bert import Bert, unit
 from nanopod.node.engines.reference.errors import JSON_HEADERS, ApiError
 from nanopod.node.engines.reference.fields import integer, parse_object, reject_unknown, required, token_ids
 from nanopod.node.engines.reference.generation import Job
 from nanopod.node.engines.reference.kernels import Array
+from nanopod.node.engines.reference.reranking import Ranking
 from nanopod.node.engines.reference.tokenizer import Tokenizer
 
 INPUTS_MAX = 2048
@@ -40,6 +42,8 @@ class _Work:
     vectors: Array
     compute_s: float = 0.0
     first_s: float = field(default=0.0)
+    ranking: Ranking | None = None
+    """The documents are to be ranked; the vectors are not told then."""
 
 
 class Embedder:
@@ -65,7 +69,7 @@ class Embedder:
     def take(self, job: Job) -> None:
         """Check a request and queue it; raises `ApiError` for the caller's mistakes."""
         request = job.request
-        if request.path != "/v1/embeddings" or request.method != "POST":
+        if request.path not in ("/v1/embeddings", reranking.PATH) or request.method != "POST":
             text = f"{request.method} {request.path} is not offered by this model; it makes embeddings"
             raise ApiError(text, status=404, code="unknown_url")
         if len(self._queue) >= WAITING_MAX:
@@ -73,6 +77,10 @@ class Embedder:
             job.done()
             return
         body = parse_object(request.body)
+        ranking = None
+        if request.path == reranking.PATH:
+            texts, ranking = reranking.parse(body, INPUTS_MAX - 1)
+            body = {"model": body.get("model"), "input": texts}
         reject_unknown(body, _KNOWN)
         form = body.get("encoding_format") or "float"
         if form not in ("float", "base64"):
@@ -89,6 +97,7 @@ class Embedder:
                 base64=form == "base64",
                 left=deque(self._model.batches(sequences)),
                 vectors=np.empty((len(sequences), hidden), np.float32),
+                ranking=ranking,
             )
         )
 
@@ -142,10 +151,14 @@ class Embedder:
             self._queue.rotate(-1)
 
     def _answer(self, work: _Work) -> None:
+        if work.ranking is not None:
+            results = reranking.ranked(work.ranking, work.vectors)
+            request_id = work.job.request.attempt.request_id
+            self._say(work, {"id": f"rerank-{request_id}", "object": "rerank", "results": results})
+            return
         vectors = work.vectors
         if work.dimensions < vectors.shape[1]:
             vectors = unit(np.ascontiguousarray(vectors[:, : work.dimensions]))
-        tokens = sum(map(len, work.sequences))
         data = [
             {
                 "object": "embedding",
@@ -154,10 +167,15 @@ class Embedder:
             }
             for number, row in enumerate(vectors)
         ]
-        usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+        self._say(work, {"object": "list", "data": data})
+
+    def _say(self, work: _Work, answer: dict[str, Any]) -> None:
+        tokens = sum(map(len, work.sequences))
+        details = {"cached_tokens": 0}
+        usage = {"prompt_tokens": tokens, "total_tokens": tokens, "prompt_tokens_details": details}
         sink = work.job.sink
         sink.head(200, JSON_HEADERS, streaming=False)
-        sink.data(msgspec.json.encode({"object": "list", "data": data, "model": work.model, "usage": usage}))
+        sink.data(msgspec.json.encode({**answer, "model": work.model, "usage": usage}))
         sink.end(Usage(prompt_tokens=tokens), [], Timings(int(work.compute_s * 1e6), int(work.first_s * 1e6)))
 
     def abort(self, code: str, text: str) -> None:

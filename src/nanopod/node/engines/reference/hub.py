@@ -20,9 +20,10 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
-from email.message import Message
 from pathlib import Path
-from typing import IO
+
+from nanopod.node.storage.errors import StorageFailed
+from nanopod.node.storage.streams import Redirects, stated_sha256
 
 CONNECT_S_MAX = 4.0
 """Time to find out that there is no network, name look-up included."""
@@ -43,7 +44,6 @@ _WANTED = re.compile(
     r"sentence_bert_config\.json|[0-9]+_[A-Za-z]+/config\.json|model\.safetensors|model\.safetensors\.index\.json|"
     r"model-[0-9]{5}-of-[0-9]{5}\.safetensors"
 )
-_SHA256 = re.compile(r'(?:W/)?"?([0-9a-f]{64})"?')
 
 
 class HubError(RuntimeError):
@@ -53,32 +53,6 @@ class HubError(RuntimeError):
         """Keep whether trying again could help."""
         super().__init__(message)
         self.permanent = permanent
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, remembers the digest a hub states on the way, and drops credentials on another host."""
-
-    def __init__(self) -> None:
-        self.sha256: str | None = None
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        self.sha256 = _digest(headers) or self.sha256
-        new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
-        if new is None:
-            return None
-        if req.type == "https" and new.type != "https":
-            raise HubError("the hub redirected from https to an unsafe address", permanent=True)
-        if new.host != req.host:
-            new.remove_header("Authorization")
-        return new
-
-
-def _digest(headers: Message) -> str | None:
-    """The SHA-256 in a response's linked etag, if there is one."""
-    match = _SHA256.fullmatch(headers.get("X-Linked-ETag") or "")
-    return match.group(1) if match else None
 
 
 def reachable(url: str, limit_s: float = CONNECT_S_MAX) -> bool:
@@ -112,14 +86,15 @@ class Hub:
         self._backoff_s = backoff_s
 
     def _open(self, url: str, start: int = 0) -> tuple[http.client.HTTPResponse, str | None]:
-        redirects = _Redirects()
+        redirects = Redirects(frozenset({"Authorization"}))
         request = urllib.request.Request(url, headers={"User-Agent": "nanopod"})
         if self._token:
             request.add_header("Authorization", f"Bearer {self._token}")
         if start:
             request.add_header("Range", f"bytes={start}-")
         response = urllib.request.build_opener(redirects).open(request, timeout=READ_S_MAX)
-        return response, redirects.sha256 or _digest(response.headers)
+        stated = map(stated_sha256, (*reversed(redirects.passed), response.headers))
+        return response, next(filter(None, stated), None)
 
     def _retry(self, what: str, action: Callable[[], bool]) -> None:
         """Call `action` until it returns True, at most `TRIES_MAX` times, with jittered back-off."""
@@ -137,6 +112,8 @@ class Hub:
                     hint = "is the name right, and has HF_TOKEN access?"
                     raise HubError(f"{what}: the hub answered {error.code}; {hint}", permanent=True) from None
                 last = f"the hub answered {error.code}"
+            except StorageFailed as error:
+                raise HubError(f"{what}: {error}", permanent=True) from None
             except HubError as error:
                 if error.permanent:
                     raise

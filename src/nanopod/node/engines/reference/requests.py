@@ -189,7 +189,8 @@ def _include_usage(body: Mapping[str, Any], stream: bool) -> bool:
     if not isinstance(options, dict):
         raise ApiError("stream_options must be an object", param="stream_options")
     for name in options:
-        if name not in ("include_usage", "include_obfuscation"):
+        # Load generators ask for usage in every chunk, and are served by that of the last one.
+        if name not in ("include_usage", "include_obfuscation", "continuous_usage_stats"):
             raise ApiError(f"unknown parameter {name!r} in stream_options", param=f"stream_options.{name}")
     return boolean(options, "include_usage")
 

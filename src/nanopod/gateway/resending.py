@@ -1,0 +1,37 @@
+"""Samples that the server has not acknowledged: kept for ten minutes, and sent again when its link comes back."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from nanopod.model.wire import Samples
+
+KEPT_MAX: Final = 600
+"""Seconds with something in them that are kept; older ones are dropped."""
+
+
+class Unacked:
+    """The newest samples, oldest first. A second is told apart by its time, so one that comes twice counts once."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self) -> None:
+        self._kept: deque[Samples] = deque(maxlen=KEPT_MAX)
+
+    def keep(self, samples: Samples) -> None:
+        """Samples that were just taken, sent or not."""
+        self._kept.append(samples)
+
+    def acked(self, at: float) -> None:
+        """The server took in everything up to `at` (Unix seconds)."""
+        kept = self._kept
+        while kept and kept[0].at <= at:
+            kept.popleft()
+
+    def all(self) -> list[Samples]:
+        """What is to be sent again."""
+        return list(self._kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)

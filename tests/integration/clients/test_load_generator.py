@@ -1,0 +1,105 @@
+"""A load generator that others wrote, against a whole cloud: every request is answered, and it can read every answer.
+
+Its package and torch are more than a gigabyte, so it is installed (once, in an environment of its own) only in
+continuous integration or when NANOPOD_LOAD_GENERATORS is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+from bench.cloud import Cloud
+
+VERSION = "0.8.1"
+TORCH = "2.13.0"
+ROOT = Path(__file__).parents[3]
+PEERS = Path(os.environ.get("NANOPOD_PEERS") or ROOT / ".venv" / "peers")
+INSTALL_S_MAX = 400
+RUN_S_MAX = 200
+REQUESTS = 40
+WANTED = os.environ.get("CI") or os.environ.get("NANOPOD_LOAD_GENERATORS")
+
+
+@pytest.fixture(scope="module")
+def guidellm() -> Path:
+    """The command."""
+    home = PEERS / f"guidellm-{VERSION}"
+    command = home / "bin" / "guidellm"
+    if (home / "ready").exists():
+        return command
+    venv.create(home, with_pip=True, clear=True)
+    packages = [f"guidellm=={VERSION}", f"torch=={TORCH}"]
+    try:
+        subprocess.run(
+            [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages],
+            check=True, timeout=INSTALL_S_MAX, capture_output=True, text=True,
+        )  # fmt: skip
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"guidellm cannot be installed: {error.stderr[-300:]}")
+    (home / "ready").touch()
+    return command
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    """A tokenizer of 300 words, as a directory of the usual files."""
+    words = ["<unk>", "<s>", "</s>", "<pad>", *(f"w{number}" for number in range(296))]
+    special = [
+        {"id": number, "content": word, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+         "special": True}
+        for number, word in enumerate(words[:4])
+    ]  # fmt: skip
+    model = {"type": "WordLevel", "vocab": {word: number for number, word in enumerate(words)}, "unk_token": "<unk>"}
+    files: dict[str, dict[str, Any]] = {
+        "tokenizer.json": {
+            "version": "1.0", "truncation": None, "padding": None, "added_tokens": special, "normalizer": None,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model,
+        },
+        "tokenizer_config.json": {
+            "tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "<unk>", "bos_token": "<s>",
+            "eos_token": "</s>", "pad_token": "<pad>",
+            "chat_template": "{% for message in messages %}{{ message['content'] }} {% endfor %}",
+        },
+        "config.json": {"model_type": "llama", "vocab_size": len(words), "max_position_embeddings": 2048},
+    }  # fmt: skip
+    directory = tmp_path / "tokenizer"
+    directory.mkdir()
+    for name, content in files.items():
+        (directory / name).write_text(json.dumps(content))
+    return directory
+
+
+@pytest.mark.skipif(not WANTED, reason="set NANOPOD_LOAD_GENERATORS=1 to install guidellm and torch for this")
+def test_guidellm_finishes_without_an_error(guidellm: Path, tokenizer: Path, tmp_path: Path) -> None:
+    with Cloud() as cloud:
+        cloud.serve()
+        cloud.wait_ready("nanopod-tiny")
+        backend = {"kind": "openai_http", "target": cloud.url, "model": "nanopod-tiny", "api_key": cloud.key}
+        report = tmp_path / "report.json"
+        done = subprocess.run(
+            [
+                str(guidellm), "run",
+                "--backend", json.dumps(backend),
+                "--profile", "kind=concurrent,streams=4",
+                "--constraint", f"kind=max_requests,count={REQUESTS}",
+                "--tokenizer", f"kind=huggingface_auto,model={tokenizer}",
+                "--data", "kind=synthetic_text,prompt_tokens=24,output_tokens=12",
+                "--output", f"kind=json,path={report}",
+                "--disable-console-interactive",
+            ],
+            env={**os.environ, "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
+            cwd=tmp_path, capture_output=True, text=True, timeout=RUN_S_MAX,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        benchmark = json.loads(report.read_text())["benchmarks"][0]
+        wrong = [request["error"] for request in benchmark["requests"]["errored"]]
+        totals = benchmark["metrics"]["request_totals"]
+        assert totals == {"successful": REQUESTS, "errored": 0, "incomplete": 0, "total": REQUESTS}, wrong[:3]
+        output = benchmark["requests"]["successful"][0]["output"]
+        assert output, "it read text out of the stream"

@@ -24,6 +24,7 @@ CELLS = {
     "gateway": "bench.gateway",
     "start": "bench.start",
     "market": "bench.market",
+    "scale_idle": "bench.scaling:idle_services",
     "scale_added_p50_ms_500rps": "bench.scaling:added_at_rate",
     "scale_from_zero_s": "bench.scaling:from_zero",
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import subprocess
 import sys
 import time
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench.cloud import Cloud
-from bench.figures import Figure, median, percentile, say
+from bench.figures import Figure, cpu_s, median, percentile, say
 from bench.gateway import Stage, Target
 from bench.upstream import PATH, request_body
+from nanopod.model.endpoint import ScaleSpec
+from nanopod.scheduler.autoscale.engine import step
+from nanopod.scheduler.autoscale.settings import resolve
+from nanopod.scheduler.autoscale.values import Observed, ScaleState, Second
 
 RATE_PER_S = 500
 CONNECTIONS = 64
@@ -44,6 +49,83 @@ class Answers(http.server.BaseHTTPRequestHandler):
 time.sleep(max(0.0, {STUB_START_S} - (time.monotonic() - BEGAN)))
 http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Answers).serve_forever()
 """
+
+
+SERVICES = 1_000
+
+
+# --- deciding ---
+
+
+def _stepped(seconds: int, *, parked: bool) -> tuple[float, int]:
+    """(CPU seconds, evaluations) of deciding for idle services over simulated time, a gateway's silence included."""
+    spec = resolve(ScaleSpec(cold_workers=1, min_load=0.0, max_workers=4), 1, False)
+    now = 1_800_000_000.0
+    states = [ScaleState() for _ in range(SERVICES)]
+    seen = Observed(ready=0, starting=0, current=0, cold=1)
+    due = [0.0] * SERVICES
+    for index, state in enumerate(states):
+        due[index] = step(spec, state, seen, now).next_at or math.inf
+    for _ in range(400):  # what a new endpoint goes through, until it rests
+        now += spec.tick_s
+        for index, state in enumerate(states):
+            if due[index] <= now:
+                due[index] = step(spec, state, seen, now).next_at or math.inf
+    count = 0
+    begin = time.process_time()
+    for _ in range(seconds // spec.tick_s):
+        now += spec.tick_s
+        for index, state in enumerate(states):
+            if parked and due[index] > now:
+                continue
+            due[index] = step(spec, state, seen, now).next_at or math.inf
+            count += 1
+    return time.process_time() - begin, count
+
+
+def _busy_step_us(count: int) -> float:
+    """CPU time of recording one second and deciding, for a service under load, microseconds."""
+    spec = resolve(ScaleSpec(cold_workers=1, min_load=0.0, max_workers=64), 1, False)
+    state, now = ScaleState(), 1_800_000_000.0
+    begin = time.process_time()
+    for number in range(count):
+        now += spec.tick_s
+        at = int(now) - 1
+        seconds = (Second(at - 1, 2.0, 3.0, 300.0), Second(at, 2.5 + number % 3, 3.0, 300.0, served=(300.0, 2.0, 3)))
+        step(spec, state, Observed(seconds=seconds, ready=3, current=3, in_service=2, mu=120.0), now)
+    return (time.process_time() - begin) / count * 1e6
+
+
+def idle_services(*, quick: bool = False) -> Iterator[Figure]:
+    """What 1,000 idle services cost at a tick of 2 s: looked at in every tick, left alone, and in a real server."""
+    seconds = 60 if quick else 600
+    ticked, count = _stepped(seconds, parked=False)
+    left, looks = _stepped(seconds, parked=True)
+    busy_us = _busy_step_us(2_000 if quick else 20_000)
+    detail = {
+        "us_per_evaluation": round(ticked / count * 1e6, 2),
+        "parked_percent": round(100 * left / seconds, 4),
+        "evaluations_while_parked": looks,
+        "busy_us_per_evaluation": round(busy_us, 2),
+    }
+    yield Figure("scale_idle_percent", 100 * ticked / seconds, "% of a core", "one core, simulated time", "< 2", detail)
+    with Cloud() as cloud:
+        body = {
+            "kind": "model",
+            "scale": {"cold_workers": 0, "min_load": 0, "inactivity_timeout": 1, "tuning": {"initial_scale": 0}},
+        }
+        for number in range(SERVICES):
+            model = {"model_id": f"idle-{number}", "engine": "reference", "source": "nanopod-tiny"}
+            cloud.api("POST", "/v1/endpoints", {**body, "name": f"idle-{number}", "model": model})
+        cloud.wait_for(lambda: not cloud.pids("nanopod.node.worker"), 120, "no worker of an idle service")
+        pids = cloud.pids("nanopod.server")
+        time.sleep(5 if quick else 20)  # what making them left to do
+        span_s = 5 if quick else 30
+        used = -cpu_s(pids)
+        time.sleep(span_s)
+        used += cpu_s(pids)
+        share = 100 * used / span_s
+        yield Figure("scale_idle_server_percent", share, "% of a core", "one core, a real server of 1,000 endpoints")
 
 
 # --- 500 requests a second ---

@@ -36,7 +36,7 @@ specs = st.builds(
     st.sampled_from([PROFILES["auto"], PROFILES["vast"], PROFILES["knative"], PROFILES["coreweave"]]),
     container_concurrency=st.sampled_from([1, 4]),
     concurrency_total=st.sampled_from([1.0, 4.0]),
-    min_scale=st.sampled_from([0, 0, 2]),
+    min_scale=st.sampled_from([0, 0, 2, 6]),
     max_scale=st.sampled_from([0, 3, 8]),
     stable_s=st.sampled_from([12, 30, 60]),
     delay_s=st.sampled_from([0, 6, 40]),
@@ -47,7 +47,7 @@ own_specs = st.builds(
     changed,
     st.sampled_from([PROFILES["auto"], PROFILES["vast"]]),
     min_load=st.sampled_from([0.0, 0.0, 250.0]),
-    min_scale=st.sampled_from([0, 0, 2]),
+    min_scale=st.sampled_from([0, 0, 2, 6]),
     max_workers=st.sampled_from([0, 3, 12]),
     stable_s=st.sampled_from([12, 60]),
     delay_s=st.sampled_from([0, 10, 40]),
@@ -70,10 +70,12 @@ class Event:
     """Requests per second that arrive from then on, or 0; one takes a second."""
     seconds: int
     """For how long."""
+    lost: int
+    """Replicas that fail for a tick, a while after."""
 
 
 events = st.lists(
-    st.builds(Event, st.integers(1, 60), st.sampled_from([0.3, 1.0, 2.0, 9.0]), st.integers(1, 40)),
+    st.builds(Event, st.integers(1, 60), st.sampled_from([0.3, 1.0, 2.0, 9.0]), st.integers(1, 40), st.integers(0, 4)),
     max_size=6,
 )
 
@@ -91,14 +93,14 @@ class World:
     evaluations: int = 0
     next_at: float | None = 0.0
 
-    def tick(self, now: int, load: dict[int, float]) -> Decision | None:
+    def tick(self, now: int, load: dict[int, float], lost: int = 0) -> Decision | None:
         seconds = tuple(
             Second(at, concurrency=load[at], requests=load[at], load=100.0 * load[at])
             for at in range(now - self.spec.tick_s, now)
             if at in load
         )
-        moved = self.ready != self.current
-        self.ready = self.current
+        before, self.ready = self.ready, max(0, self.current - lost)
+        moved = self.ready != before
         if self.parked and not seconds and not moved and (self.next_at is None or now < self.next_at):
             return None
         self.evaluations += 1
@@ -113,24 +115,27 @@ class World:
         return self.current, self.ready, self.state.active, self.state.active_since, self.state.cold
 
 
-def load_of(story: list[Event], tick: int) -> tuple[dict[int, float], int]:
-    """({second: requests at once}, end); a quiet second is not there."""
+def load_of(story: list[Event], tick: int) -> tuple[dict[int, float], dict[int, int], int]:
+    """({second: requests at once}, {tick: replicas that fail}, end); a quiet second is not there."""
     load: dict[int, float] = {}
+    losses: dict[int, int] = {}
     at = BEGIN
     for event in story:
         at += event.ticks * tick
         for second in range(at, at + event.seconds):
             load[second] = event.rate
-    return load, at + 400
+        losses[(at + 100) // tick * tick] = event.lost
+    return load, losses, at + 400
 
 
 @given(every_spec, events, st.sampled_from([None, 100.0]))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_parked_and_ticked_agree(spec: Autoscale, story: list[Event], mu: float | None) -> None:
-    load, end = load_of(story, spec.tick_s)
+    load, losses, end = load_of(story, spec.tick_s)
     ticked, parked = World(spec, False, mu), World(spec, True, mu)
     for now in range(BEGIN, end, spec.tick_s):
-        expected, found = ticked.tick(now, load), parked.tick(now, load)
+        lost = losses.get(now, 0)
+        expected, found = ticked.tick(now, load, lost), parked.tick(now, load, lost)
         assert parked.outcome() == ticked.outcome(), f"at {now - BEGIN}"
         if found is not None and expected is not None:
             assert (found.want, found.desired, found.valid) == (expected.want, expected.desired, expected.valid)

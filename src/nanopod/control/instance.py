@@ -320,7 +320,7 @@ class InstanceReconciler:
         at = self._clock()
         with self._desk.session(write, at) as market:
             write.set_instance(
-                instance, phase="hibernated", node_id=None, home=instance.node_id or instance.home, granted_at=None,
+                instance, phase="hibernated", node_id=None, home=instance.node_id or instance.home,
                 early_until=None, warned="", pid=None, exit_code=None, failure=None, reason="", fails=0,
                 hibernated_at=at,
             )  # fmt: skip

@@ -230,6 +230,7 @@ class Instance:
     start_at: float | None = None
     """When this epoch was asked for; with `ready_at` it says how long such a start takes."""
     hibernated_at: float | None = None
+    """When it was hibernated, as long as it is; the time of its last grant ended then."""
     home: str = ""
     """The node that it ran on last, where it is woken if there is room; "" while it was never hibernated."""
 

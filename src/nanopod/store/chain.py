@@ -269,7 +269,9 @@ _STATUS: Final = {
         instance.c.ended_at.is_(None), instance.c.granted_at.is_(None), not_(_OVER), instance.c.phase != "hibernated"
     ),
     "hibernated": and_(instance.c.ended_at.is_(None), instance.c.phase == "hibernated"),
-    "running": and_(instance.c.ended_at.is_(None), instance.c.granted_at.is_not(None), not_(_OVER)),
+    "running": and_(
+        instance.c.ended_at.is_(None), instance.c.granted_at.is_not(None), not_(_OVER), instance.c.phase != "hibernated"
+    ),
     "terminated": or_(and_(_GONE, instance.c.phase != "failed"), and_(instance.c.ended_at.is_(None), _OVER)),
     "failed": and_(_GONE, instance.c.phase == "failed"),
 }

@@ -68,7 +68,7 @@ async def test_the_way_down_keeps_the_row_and_nothing_else(s: Stage) -> None:
     await s.store.write(lambda write: observe_machine(write, "m1", [], NOW))
     assert (await s.step(s.instances, row.instance_id)).step == "hibernate"
     kept = await s.instance(row.instance_id)
-    assert (kept.phase, kept.node_id, kept.home, kept.granted_at) == ("hibernated", None, "n1", None)
+    assert (kept.phase, kept.node_id, kept.home, kept.pid) == ("hibernated", None, "n1", None)
     assert (kept.ended_at, kept.hibernated_at) == (None, AT)
     assert s.desk.market.capacities == ["c1"], "its time is free"
     assert (await s.notices())[-1] == "instance.hibernated"
@@ -81,8 +81,9 @@ async def test_it_is_listed_by_its_status_and_counts_for_no_quota(s: Stage) -> N
     assert market_status(row) == "hibernated"
 
     def look(read: Any) -> tuple[list[str], list[str], int]:
-        by = {s: [i.instance_id for i in read.instances_page("w1", statuses=(s,))] for s in ("hibernated", AWAITS)}
-        return by["hibernated"], by[AWAITS], len(Rows(read).live("c1"))
+        names = ("hibernated", AWAITS, "running")
+        by = {one: [i.instance_id for i in read.instances_page("w1", statuses=(one,))] for one in names}
+        return by["hibernated"], by[AWAITS] + by["running"], len(Rows(read).live("c1"))
 
     assert await s.store.read(look) == ([row.instance_id], [], 0)
 

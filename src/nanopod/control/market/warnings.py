@@ -71,6 +71,14 @@ def _warn(trading: Trading, capacity_id: str, sku_id: str, running: list[Instanc
                 data |= {"lead_s": notice.lead_s, "reason": notice.reason}
             trading.notice(instance.workspace_id, f"instance.{kind}", instance.instance_id, data)
             trading.write.hint("wanted")
+            _replace_early(trading, instance)
+
+
+def _replace_early(trading: Trading, instance: Instance) -> None:
+    """A worker whose end is near counts no longer: its endpoint asks for another one now, or takes that back."""
+    if instance.endpoint_id:
+        trading.write.signal("endpoint", instance.endpoint_id, 0.0)
+        trading.write.signal("deployment", instance.deployment_id, 0.0)
 
 
 def _weigh(instance: Instance, at: int | None, now: float, before: Warned | None, reason: Reason, settings: Any) -> Any:

@@ -114,6 +114,8 @@ async def _hit(context: Context, faults: Faults, key: Key, wish: FaultWish) -> s
                 write.set_instance(again, warned=text)
                 write.hint("wanted")
                 write.hint("tables")
+                write.signal("endpoint", again.endpoint_id, time.time())
+                write.signal("deployment", again.deployment_id, time.time())
 
         await context.store.write(warn)
         faults.keep(asyncio.create_task(_take(context, found.instance_id, notice_s)))

@@ -199,7 +199,10 @@ def node_minutes(rows: Rows, plans: Mapping[str, Plan], first: int, last: int) -
         if instance.workspace_id not in plans or instance.granted_at is None or not instance.endpoint_id:
             continue
         begin = max(first, math.ceil(instance.granted_at / MINUTE_S))
-        until = last if instance.ended_at is None else min(last, math.ceil(instance.ended_at / MINUTE_S))
+        end_at = instance.hibernated_at if instance.ended_at is None else instance.ended_at
+        if instance.hibernated_at is not None and end_at is not None:
+            end_at = min(end_at, instance.hibernated_at)  # asleep it holds no node
+        until = last if end_at is None else min(last, math.ceil(end_at / MINUTE_S))
         if until > begin:
             attributes = {"sku": instance.sku_id} if instance.sku_id else {}
             yield instance.workspace_id, Usage("node_minutes", until - begin, 1, attributes)

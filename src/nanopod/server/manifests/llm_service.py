@@ -13,7 +13,7 @@ from nanopod.server.manifests.containers import Container, Pod, first_container,
 from nanopod.server.manifests.fields import Problems, Reader
 from nanopod.server.manifests.images import stand_in
 from nanopod.server.manifests.reading import Document
-from nanopod.server.manifests.resources import Query, both
+from nanopod.server.manifests.resources import both
 from nanopod.server.manifests.services import (
     Service,
     assemble,
@@ -23,7 +23,7 @@ from nanopod.server.manifests.services import (
     served,
     warn_of_annotations,
 )
-from nanopod.server.manifests.storing import TARGET, check_uri, storage_uri
+from nanopod.server.manifests.storing import TARGET, storage_uri
 
 GPUS_MAX: Final = 64
 
@@ -205,13 +205,3 @@ def _served(
     storages = [*storages, *(one.storage for one in adapters)]
     made = commanded(name, container, storages, scale, problems, ("openai", "http"))
     return replace(made, model_id=name)
-
-
-def uri_of(problems: Problems, path: str, uri: str) -> None:
-    """Note what is wrong with the URI of a model."""
-    check_uri(problems, path, uri)
-
-
-def gpus_of(query: Query) -> int:
-    """GPUs that a requirement names."""
-    return int(query.get("num_gpus", {}).get("gte", 0))

@@ -12,7 +12,7 @@ import msgspec
 
 from nanopod.control.checking import SLOTS_MAX, check_graph, check_model, check_traffic
 from nanopod.model.chain import Endpoint, Instance, Revision
-from nanopod.model.endpoint import EndpointSpec, Fingerprints, RolloutSpec, ScaleSpec
+from nanopod.model.endpoint import EndpointSpec, Fingerprints, ModelSpec, RolloutSpec, ScaleSpec
 from nanopod.model.errors import Invalid
 from nanopod.model.ids import NAME_PATTERN
 from nanopod.model.tuning import check_tuning
@@ -89,7 +89,7 @@ def compare(endpoint: Endpoint | None, revision: Revision | None, spec: Endpoint
     files = _files(old, new)
     if old.fingerprints.code != new.fingerprints.code or old.model != new.model or old.graph != new.graph:
         changed.append("code")
-        parts = [name for name in CODE if getattr(old, name) != getattr(new, name)]
+        parts = [part for name in CODE for part in _parts(name, getattr(old, name), getattr(new, name))]
         parts += [name for name in _differing(old.image, new.image) if name in INSTALLS]
         reasons.append(_named("code", [*parts, *files]) or "code: the files differ")
     image = [name for name in _differing(old.image, new.image) if name not in INSTALLS]
@@ -116,8 +116,10 @@ def states_traffic(spec: EndpointSpec) -> bool:
 def _settings(endpoint: Endpoint, new: EndpointSpec) -> list[str]:
     """The settings that differ, with old and new value where that is short."""
     found = [
-        f"settings: {name} {getattr(endpoint.scale, name)} -> {getattr(new.scale, name)}"
-        for name in _differing(endpoint.scale, new.scale)
+        f"settings: {name} {getattr(old, name)} -> {getattr(now, name)}"
+        for old, now in ((endpoint.scale, new.scale), (endpoint.scale.tuning, new.scale.tuning))
+        for name in _differing(old, now)
+        if name != "tuning"
     ]
     if endpoint.ttl_s != new.ttl_s:
         found.append(f"settings: ttl_s {endpoint.ttl_s} -> {new.ttl_s}")
@@ -127,6 +129,13 @@ def _settings(endpoint: Endpoint, new: EndpointSpec) -> list[str]:
             for name in _differing(endpoint.rollout, new.rollout)
         ]
     return found
+
+
+def _parts(name: str, old: object, new: object) -> list[str]:
+    """What of a part differs: of a model the fields by name, of all others the part as such."""
+    if isinstance(old, ModelSpec) and isinstance(new, ModelSpec):
+        return [f"{name}.{field}" for field in _differing(old, new)]
+    return [name] if old != new else []
 
 
 def _files(old: EndpointSpec, new: EndpointSpec) -> tuple[str, ...]:

@@ -48,15 +48,18 @@ class Usage(msgspec.Struct, frozen=True):
 
 def wait_limit_s(head: Head, route_s: float) -> float:
     """How long a request may wait for a worker: the endpoint's limit, lowered by what the caller says it can wait."""
-    limit = min(WAIT_S_MAX, route_s)
-    asked = _seconds(head.headers.get("x-nanopod-wait-s"))
-    if asked is not None:
-        limit = min(limit, asked)
-    patience = _seconds(head.headers.get("x-stainless-read-timeout"))
-    if patience is not None:
-        # Answer before the client gives up by itself, so that it hears why.
-        limit = min(limit, patience - min(10.0, patience / 2))
-    return limit
+    limit = head.wait_s
+    if limit is None:
+        limit = WAIT_S_MAX
+        asked = _seconds(head.headers.get("x-nanopod-wait-s"))
+        if asked is not None:
+            limit = min(limit, asked)
+        patience = _seconds(head.headers.get("x-stainless-read-timeout"))
+        if patience is not None:
+            # Answer before the client gives up by itself, so that it hears why.
+            limit = min(limit, patience - min(10.0, patience / 2))
+        head.wait_s = limit
+    return limit if limit < route_s else route_s
 
 
 def _seconds(text: str | None) -> float | None:
@@ -137,17 +140,20 @@ class Asked(Job):
         """Send it off, or park it."""
         connection = self.connection
         assert connection is not None, "a request starts with its caller present"
-        if self.pool.full(self.bytes_held):
+        pool = self.pool
+        if pool.full(self.bytes_held):
             raise heads.overloaded("too many requests wait for this model; try again in a few seconds")
-        self.pool.draw(self, self.record_id.encode(), self._head.headers.get(TAG_HEADER, ""))
-        refused = breaker.check(self.pool, self.wanted)
-        if refused is not None:
-            raise refused
+        if pool.route.traffic:
+            pool.draw(self, self.record_id.encode(), self._head.headers.get(TAG_HEADER, ""))
+        if pool.waiting or pool.measured:
+            refused = breaker.check(pool, self.wanted)
+            if refused is not None:
+                raise refused
         connection.exchange = self
         if self._generation or self._kind == "embedding":
-            median = self.pool.ends.outputs.value
+            median = pool.ends.outputs.value
             self.workload = estimates.load_of(self._body, self._generation, self._wishes.most_tokens, median)
-        self.pool.enter(self.workload)
+        pool.enter(self.workload)
         self._submit()
 
     def chunks(self) -> tuple[int, ...]:

@@ -27,11 +27,11 @@ QUESTION_WORKLOAD: Final = 1.0
 REPEATABLE: Final = frozenset({"GET", "HEAD", "PUT", "DELETE", "OPTIONS"})
 _HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "proxy-authorization", "te", "trailer", "transfer-encoding",
-     "upgrade", "expect", "content-length", "host", "authorization"}
+     "upgrade", "expect", "content-length", "host", "authorization", "x-request-id"}
 )  # fmt: skip
-"""Headers that are not passed to a worker; `authorization` is a key of this cloud."""
+"""Headers that are not passed on as they are; `authorization` is a key of this cloud."""
 _SHOWN: Final = (HEADER_LENGTH, "content-encoding", "retry-after", "x-should-retry", "vary")
-_NOT_SHOWN: Final = _HOP | {"content-type", "date", "server", "x-request-id"}
+_NOT_SHOWN: Final = _HOP | {"content-type", "date", "server"}
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _json: Final = msgspec.json.Encoder().encode
@@ -94,8 +94,6 @@ class Predict(Request):
         given = self._head.headers
         headers = {name: value for name, value in given.items() if name not in _HOP}
         headers.setdefault("content-type", "application/json")
-        headers["x-request-id"] = self.shown_id
-        headers["x-nanopod-account"] = self._key.workspace_id
         headers["x-forwarded-host"] = given.get("host", "")
         return headers
 

@@ -12,6 +12,7 @@ import httptools
 import msgspec
 
 from nanopod.model.errors import NanopodError
+from nanopod.model.wire import KeyRow
 
 HEAD_BYTES_MAX: Final = 65_536
 HEADERS_MAX: Final = 100
@@ -44,12 +45,14 @@ class BadRequest(ValueError):
 
 
 class Head:
-    """A parsed request head. Header names are lower case; repeated ones are joined by a comma."""
+    """A parsed request head. Header names are lower case; repeated ones are joined by a comma.
+
+    Requests of one connection share it, so it also keeps what they would all find out about it.
+    """
 
     __slots__ = (
-        "authorization", "chunked", "expects", "headers", "http10", "keep_alive", "length", "method", "path",
-        "raw_headers",
-        "target", "upgrade",
+        "authorization", "chunked", "expects", "headers", "http10", "keep_alive", "length", "method", "opening", "path",
+        "raw_headers", "target", "upgrade", "wait_s", "way",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,6 +68,12 @@ class Head:
         self.expects = False
         self.upgrade = ""
         self.authorization = ""
+        self.way: tuple[object, KeyRow, Any] | None = None
+        """(tables' mark, key, route) of requests for an endpoint, while the tables are those; see `Surface.route`."""
+        self.wait_s: float | None = None
+        """How long its sender can wait for a worker; None: not worked out yet."""
+        self.opening: tuple[type, str, bytes] | None = None
+        """(kind of request, workspace, beginning of what a worker is told); see `Request`."""
 
     def on_url(self, url: bytes) -> None:
         """Called by httptools."""

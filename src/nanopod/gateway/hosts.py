@@ -105,6 +105,7 @@ def moved(head: Head, target: str, *, tag: str = "", prefix: str = "") -> Head:
     found = copy(head)
     found.target = target
     found.path = target.partition("?")[0]
+    found.way = found.opening = None
     if tag or prefix:
         found.headers = dict(head.headers)
         if tag:

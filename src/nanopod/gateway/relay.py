@@ -82,21 +82,18 @@ class Request(Asked):
             if not self._deadline:
                 self._deadline = now + self.pool.route.timeout_s
             self._parked_s = now - self._parked_since
+        else:
+            self._begin_anew(link)
         self.epoch += 1
         self._state = OPENED
         self._last_at = self._progress_at = now
-        if not self._delivered and (
-            self._sse_wanted or link.continuation != "exact" or link.revision_id != self._revision_id
-        ):
-            # Nothing of an earlier try was seen by anyone: this worker starts from the beginning. Of an answer that is
-            # not streamed the ids so far are kept, which saves making them again.
-            self._outputs, self._prompt_ids = [], b""
         self._instance_id = link.instance_id
         self._revision_id = link.revision_id
-        self._held, self._body_parts, self._body_size = [], [], 0
-        self._owed = 0
-        require = self._head.headers.get("x-nanopod-require-continuation")
-        if require == "exact" and self._sse and link.continuation != "exact":
+        if (
+            self._sse
+            and link.continuation != "exact"
+            and self._head.headers.get("x-nanopod-require-continuation") == "exact"
+        ):
             self.pool.in_flight -= 1
             text = "this model's engine cannot continue streams exactly"
             self._fail(heads.invalid("invalid_value", text, status=422))
@@ -120,37 +117,51 @@ class Request(Asked):
                 link.data(stream, body[at : at + step], end=at + step >= len(body))
         self._gw.wheel.by(self, min(self._deadline, now + TOKEN_GAP_S_MAX))
 
+    def _begin_anew(self, link: WorkerLink) -> None:
+        """Forget what belongs to the try before this one."""
+        if not self._delivered and (
+            self._sse_wanted or link.continuation != "exact" or link.revision_id != self._revision_id
+        ):
+            # Nothing of an earlier try was seen by anyone: this worker starts from the beginning. Of an answer that is
+            # not streamed the ids so far are kept, which saves making them again.
+            self._outputs, self._prompt_ids = [], b""
+        self._held, self._body_parts, self._body_size = [], [], 0
+        self._owed = 0
+
     def _open_head(self) -> bytes:
-        attempt: dict[str, Any] = {
-            "request_id": self.record_id,
-            "epoch": self.epoch,
-            "response_id": self._response_id,
-            "created": self._created,
-            "system_fingerprint": self._fingerprint,
-            "seed": self._seed,
-        }
-        if self._prompt_ids:
-            attempt["prompt_ids"] = msgspec.Raw(self._prompt_ids)
-        if any(self._outputs):
-            attempt["choices"] = [ids.tolist() for ids in self._outputs]
+        """The head of OPEN. What all requests with this head begin with is written once; the rest are numbers, and ids
+        that need no escapes."""
+        opening = self._head.opening
+        if opening is None or opening[0] is not type(self) or opening[1] != self._key.workspace_id:
+            opening = self._head.opening = self._open_common()
+        shown = self.shown_id
+        shown = f'"{shown}"' if shown is self.record_id else _json(shown).decode()
         timeout_s = max(0.1, self._deadline - self._gw.now)
-        return _json(
-            {"k": "http", "method": self._head.method, "path": self._open_path(), "headers": self._open_headers(),
-             "timeout_s": timeout_s, "attempt": attempt}
-        )  # fmt: skip
+        head = opening[2] + (
+            f'"x-request-id":{shown}}},"timeout_s":{timeout_s},"attempt":{{"request_id":"{self.record_id}",'
+            f'"epoch":{self.epoch},"response_id":"{self._response_id}","created":{self._created},'
+            f'"system_fingerprint":"{self._fingerprint}","seed":{self._seed}'
+        ).encode()
+        if self._prompt_ids:
+            head += b',"prompt_ids":' + self._prompt_ids
+        if any(self._outputs):
+            head += b',"choices":' + _json([ids.tolist() for ids in self._outputs])
+        return head + b"}}"
+
+    def _open_common(self) -> tuple[type, str, bytes]:
+        account = self._key.workspace_id
+        headers = {**self._open_headers(), "x-nanopod-account": account}
+        begin = _json({"k": "http", "method": self._head.method, "path": self._open_path(), "headers": headers})
+        return type(self), account, begin[:-2] + b","
 
     def _open_path(self) -> str:
         """The path for the worker, with its query where that matters."""
         return self._head.path
 
     def _open_headers(self) -> dict[str, str]:
-        """The caller's headers that the worker gets."""
+        """The caller's headers that the worker gets, but for those that this gateway sets."""
         given = self._head.headers
-        headers = {
-            "content-type": given.get("content-type", "application/json"),
-            "x-request-id": self.shown_id,
-            "x-nanopod-account": self._key.workspace_id,
-        }
+        headers = {"content-type": given.get("content-type", "application/json")}
         if "accept" in given:
             headers["accept"] = given["accept"]
         return headers
@@ -317,9 +328,11 @@ class Request(Asked):
             return
         self._gw.meter.pending.append(self._record(self._status, usage))
         if self._status >= 400:
-            self.pool.ended(self._revision_id, self._status >= 500)
+            self.pool.ends.ended(self._revision_id, self._status >= 500)
         else:
-            self.pool.served(self, self._revision_id, usage.prompt_tokens, usage.completion_tokens)
+            took_s = self._gw.now - self.opened_at
+            tokens = usage.prompt_tokens, usage.completion_tokens
+            self.pool.ends.served(self._revision_id, self.workload, took_s, *tokens)
         self._close()
         if self._sse:
             if self._events is not None:
@@ -450,7 +463,7 @@ class Request(Asked):
 
     def _lost_for_good(self, failed: Failed) -> None:
         link = self.link
-        self.pool.ended(self._revision_id, failed.status >= 500)
+        self.pool.ends.ended(self._revision_id, failed.status >= 500)
         if link is not None:
             link.reset(self, frames.CANCELLED, failed.code)
         if self._delivered:

@@ -58,6 +58,7 @@ class Known:
         "_tokens",
         "default_workspace",
         "keys",
+        "mark",
         "models",
         "pepper",
         "routes",
@@ -68,6 +69,8 @@ class Known:
 
     def __init__(self, tables: Tables | None = None) -> None:
         self.version = tables.version if tables else -1
+        self.mark = object()
+        """What was looked up in these tables is remembered with it, which keeps nothing else of them alive."""
         self.pepper = tables.pepper if tables else b""
         self.keys: dict[str, KeyRow] = tables.keys if tables else {}
         self.routes: dict[str, RouteRow] = tables.routes if tables else {}

@@ -188,9 +188,8 @@ class ChainRows(Base):
     ) -> list[Instance]:  # fmt: skip
         """Instances that meet every filter, newest first (`sort` "created_at": oldest first).
 
-        `statuses` are those of the wire: `awaiting_allocation`, `running`, `hibernated`, `terminated`, `failed`. At most
-        `limit`:
-        right after the instance `after`, or right before `before`.
+        `statuses` are those of the wire: `awaiting_allocation`, `running`, `hibernated`, `terminated`, `failed`.
+        At most `limit`: right after the instance `after`, or right before `before`.
         """
         t = instance.c
         statement: Select[Any] = select(instance)

@@ -98,7 +98,10 @@ def test_fingerprints_that_were_left_out_follow_the_fields() -> None:
         ({"scale": ScaleSpec(max_workers=-1)}, "scale.max_workers"),
         ({"scale": ScaleSpec(tuning=Tuning(stable_window_s=5))}, "scale.tuning.stable_window_s"),
         ({"scale": ScaleSpec(tuning=Tuning(stable_window_s=60.5))}, "scale.tuning.stable_window_s"),
-        ({"scale": ScaleSpec(tuning=Tuning(panic_threshold_percentage=109))}, "scale.tuning.panic_threshold_percentage"),
+        (
+            {"scale": ScaleSpec(tuning=Tuning(panic_threshold_percentage=109))},
+            "scale.tuning.panic_threshold_percentage",
+        ),
         ({"scale": ScaleSpec(tuning=Tuning(max_scale_up_rate=1.0))}, "scale.tuning.max_scale_up_rate"),
         ({"scale": ScaleSpec(tuning=Tuning(target_burst_capacity=-0.5))}, "scale.tuning.target_burst_capacity"),
         ({"scale": ScaleSpec(tuning=Tuning(min_scale=3, max_scale=2))}, "scale.tuning.min_scale"),

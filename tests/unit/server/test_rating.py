@@ -234,7 +234,8 @@ def test_node_minutes_count_who_holds_the_node_when_they_begin(tmp_path: Path) -
         await till.open(on_demand(Prices(per_node_minute=1_000)))
         await till.settle()
         rows = [granted(1, NOW + 1), granted(2, NOW, NOW + 61), granted(3, NOW + 5, NOW + 50),
-                granted(4, NOW, endpoint_id=""), granted(5, NOW, workspace_id="wksp_b")]  # fmt: skip
+                granted(4, NOW, endpoint_id=""), granted(5, NOW, workspace_id="wksp_b"),
+                granted(6, NOW, phase="hibernated", node_id=None, hibernated_at=NOW + 100)]  # fmt: skip
 
         def write(write: Transaction) -> None:
             write.add_workspace(Workspace("wksp_b", "b", "acct_b", NOW))
@@ -243,13 +244,14 @@ def test_node_minutes_count_who_holds_the_node_when_they_begin(tmp_path: Path) -
 
         await till.store.write(write)
         till.now = NOW + 300
-        # 1: minutes 1 to 4; 2: minutes 0 and 1; 3 began and ended inside one; 4 was paid by orders; 5 has no plan
-        assert await till.settle() == 6_000
+        # 1: minutes 1 to 4; 2: minutes 0 and 1; 3 began and ended inside one; 4 was paid by orders; 5 has no plan;
+        # 6: minutes 0 and 1, for it sleeps since
+        assert await till.settle() == 8_000
         till.now = NOW + 359
         assert await till.settle() == 0
         till.now = NOW + 360
         assert await till.settle() == 1_000
-        assert await till.account(chart.revenue("isku_gpu")) == 7_000
+        assert await till.account(chart.revenue("isku_gpu")) == 9_000
 
     with_till(tmp_path, run)
 

@@ -10,9 +10,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
+
 from nanopod.client.api import Api, segment
 from nanopod.client.cli import show
 from nanopod.client.config import target
+from nanopod.model.endpoint import EndpointSpec
 from nanopod.model.errors import Invalid, NanopodError, NotFound
 
 SUFFIXES: Final = (".yaml", ".yml", ".json")
@@ -20,7 +23,11 @@ REQUEST_S_MAX: Final = 600.0
 BYTES_MAX: Final = 3 << 20
 SERVICES: Final = ("InferenceService", "LLMInferenceService", "Service", "InferenceGraph")
 WAITED: Final = (*SERVICES, "TrainedModel", "Job")
+REJECTED: Final = 2
+"""Exit status of `diff`, which says 1 when something differs."""
 _CHANGED: Final = ("created", "configured")
+_encode: Final = msgspec.json.encode
+_decode: Final = msgspec.json.decode
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what the verb says; 1 when a document was rejected, for `diff` also when something differs."""
+    """Do what the verb says; 1 when a document was rejected. `diff`: 1 when something differs, 2 when rejected."""
     api = Api(target(args.url, args.api_key), request_s_max=REQUEST_S_MAX)
     body: dict[str, Any] = {"files": [{"name": name, "text": text} for name, text in read_files(args)]}
     path = "/v1/manifests" + ({"diff": "/diff", "delete": "/delete"}.get(args.verb, ""))
@@ -114,24 +121,39 @@ def _tell_documents(args: argparse.Namespace, documents: Sequence[Mapping[str, A
         for reason in one.get("reasons") or ():
             print(f"  {reason}")
         if getattr(args, "dry_run", False) and one.get("native"):
-            print("\n".join(f"  {line}" for line in yaml_text(_stated(one["native"])).splitlines()))
+            stated = _stated(one["native"], _decode(_encode(EndpointSpec(""))))
+            print("\n".join(f"  {line}" for line in yaml_text(stated).splitlines()))
 
 
-def _stated(native: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a specification says something."""
+def _stated(native: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a specification is not as usual, or empty."""
     made: dict[str, Any] = {}
     for key, value in native.items():
-        inner = _stated(value) if isinstance(value, Mapping) else value
-        if inner not in (None, "", [], {}, (), False) and key != "fingerprints":
+        known = usual.get(key)
+        inner = _plain(value, known if isinstance(known, Mapping) else {})
+        if inner not in (None, "", [], {}) and value != known and key != "fingerprints":
             made[key] = inner
     return made
 
 
+def _plain(value: Any, usual: Mapping[str, Any]) -> Any:
+    if isinstance(value, Mapping):
+        return _stated(value, usual)
+    return [_plain(one, {}) for one in value] if isinstance(value, list) else value
+
+
 def yaml_text(value: Any) -> str:
-    """YAML for people: keys in their own order."""
+    """YAML for people: keys in their own order, text of several lines as it is."""
     import yaml
 
-    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=120)).rstrip("\n")
+    class Dumper(yaml.SafeDumper):  # type: ignore[misc]
+        """With block text."""
+
+    def text(dumper: Any, value: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=120)).rstrip("\n")
 
 
 def _refused(args: argparse.Namespace, found: Mapping[str, Any]) -> int:
@@ -145,8 +167,9 @@ def _refused(args: argparse.Namespace, found: Mapping[str, Any]) -> int:
         print(f"nanopod {args.verb}: {found['error']['message']}", file=sys.stderr)
         return 1
     words = f"{len(rejected)} of {len(found['documents'])} documents rejected" if rejected else "rejected"
-    print(f"nanopod {args.verb}: {words}; nothing was changed", file=sys.stderr)
-    return 1
+    done = {"diff": "compared", "delete": "deleted"}.get(args.verb, "changed")
+    print(f"nanopod {args.verb}: {words}; nothing was {done}", file=sys.stderr)
+    return REJECTED if args.verb == "diff" else 1
 
 
 def _differences(args: argparse.Namespace, found: Mapping[str, Any]) -> int:

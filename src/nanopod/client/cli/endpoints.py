@@ -99,7 +99,7 @@ def describe(found: dict[str, Any]) -> None:
             ("models", found.get("model_ids")),
             ("revision", found.get("revision_id")),
             ("label", found.get("version_label")),
-            ("scale", " ".join(_settings(scale))),
+            ("scale", " ".join(_settings(scale)) if found.get("kind") != "graph" else None),
             *scaling.facts(found),
             ("created", show.when(found.get("created_at"))),
             ("updated", show.when(found.get("updated_at"))),

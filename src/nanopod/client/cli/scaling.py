@@ -99,7 +99,8 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     lines.append(("starts take", ", ".join(known)))
     if said.get("units_per_s"):
         lines.append(("worker speed", f"{said['units_per_s']:g} units of load a second"))
-    lines.append(("decided", "\n".join(map(str, said.get("reasons") or ()))))
+    told = set(map(str, found.get("reasons") or ()))
+    lines.append(("decided", "\n".join(one for one in map(str, said.get("reasons") or ()) if one not in told)))
     lines.append(("advice", said.get("advice") or None))
     return lines
 

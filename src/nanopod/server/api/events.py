@@ -25,8 +25,9 @@ BATCH: Final = 500
 TYPES_MAX: Final = 100
 VERBS: Final = (
     "created", "updated", "deleted", "filled", "partially_filled", "cancelled", "rejected", "executed",
-    "status_changed", "granted", "running", "hibernated", "failed", "terminated", "shutdown_expected", "shutdown_cleared",
-    "topped_up", "refunded", "finalized", "voided", "revoked", "completed", "reinstated", "renamed", "lost",
+    "status_changed", "granted", "running", "failed", "terminated", "shutdown_expected", "shutdown_cleared",
+    "hibernated", "topped_up", "refunded", "finalized", "voided", "revoked", "completed", "reinstated", "renamed",
+    "lost",
 )  # fmt: skip
 """What may happen to objects: the second word of a type."""
 _encode: Final = msgspec.json.Encoder().encode

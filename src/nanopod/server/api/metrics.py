@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from nanopod import __version__
-from nanopod.control.views import endpoint_view
+from nanopod.control.views import endpoint_view, instance_view
 from nanopod.model.chain import Endpoint, Instance, Key
 from nanopod.model.wire import LATENCY_BUCKETS_S
 from nanopod.server.api.context import Context, Operation
@@ -104,7 +104,8 @@ def _cloud(out: Exposition, context: Context, nodes: Mapping[str, int], instance
     out.value("nanopod_machines", {}, len(context.live.machines))
     for state, count in sorted(nodes.items()):
         out.value("nanopod_nodes", {"state": state}, count)
-    for phase, count in sorted(Counter(one.phase for one in instances).items()):
+    phases = Counter(str(instance_view(one, context.live)["phase"]) for one in instances)
+    for phase, count in sorted(phases.items()):
         out.value("nanopod_instances", {"phase": phase}, count)
 
 

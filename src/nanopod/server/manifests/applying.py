@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 import msgspec
 
 from nanopod.control import rollouts
-from nanopod.control.update import check, compare, fingerprinted
+from nanopod.control.update import Update, check, compare, fingerprinted
 from nanopod.model.chain import Applied, Key
 from nanopod.model.endpoint import EndpointSpec, Profile
 from nanopod.model.errors import Invalid, NanopodError, NotFound
@@ -235,7 +235,7 @@ async def _foreseen(run: _Run, item: Item) -> Done:
         did, why = await run.context.store.read(look)
         if action == "unchanged" and did != "exists":
             action = "configured"
-        if action != "unchanged":
+        if action == "configured" and did != "created":
             reasons = (*reasons, *why)
     changes = tuple(changes_of(json.loads(before.document) if before else {}, _kept(item))) if run.wish.diff else ()
     return replace(_told(item, action), native=_native(item), reasons=reasons, changes=changes)
@@ -337,8 +337,13 @@ async def _write_service(run: _Run, item: Item, before: Applied | None, same: bo
         # A Job that succeeded between the look at it and what was just written would not be heard of again.
         for job in set(after) - set(await _unfinished(run, made.claims)):
             await release(run.context, run.key, job)
-        return replace(done, reasons=(*update.reasons, f"starts after Job {', '.join(after)} succeeded"))
-    return replace(done, reasons=update.reasons if done.action != "unchanged" else ())
+        return replace(done, reasons=(*_why(update, done), f"it starts after Job {', '.join(after)} succeeded"))
+    return replace(done, reasons=_why(update, done))
+
+
+def _why(update: Update, done: Done) -> tuple[str, ...]:
+    """What differs of a service that was there before."""
+    return update.reasons if done.action == "configured" and update.action != "created" else ()
 
 
 async def _unfinished(run: _Run, claims: Sequence[str]) -> tuple[str, ...]:

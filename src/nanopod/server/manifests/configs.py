@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,10 +36,10 @@ def read_config(document: Document, problems: Problems) -> ConfigAsked:
             problems.error(at, "is in data as well; leave one out")
         try:
             data[str(key)] = base64.b64decode("".join(str(value).split()), validate=True).decode()
-        except binascii.Error:
-            problems.error(at, "is not base64")
         except UnicodeDecodeError:
             problems.error(at, "is not UTF-8 text; keep binary files in a volume")
+        except ValueError:
+            problems.error(at, "is not base64; encode it, or write it as it is under data")
     whole.quietly("immutable")
     whole.done()
     for key in data:

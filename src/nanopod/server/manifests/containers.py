@@ -288,7 +288,7 @@ def _mounts(container: Reader, volumes: Mapping[str, Mounted]) -> Iterator[Mount
             one.error("subPath", f"{sub_path!r} must be a path below the volume, without ..")
         if name and name not in volumes:
             one.error("name", f"there is no volume {name!r}; the pod has: {', '.join(volumes) or 'none'}")
-        elif path:
+        elif name and path:
             known = volumes[name]
             yield replace(known, path=path, sub_path=sub_path, read_only=read_only or known.read_only)
 

@@ -73,7 +73,8 @@ def _based(spec: Reader, around: Around) -> Reader:
         if found is None:
             spec.warn("baseRefs", f"there is no LLMInferenceServiceConfig {name!r} in the input; it is ignored")
         else:
-            made = _over(made, found.get("spec") or {})
+            base = found.get("spec")
+            made = _over(made, base if isinstance(base, Mapping) else {})
     own = {key: value for key, value in spec.value.items() if key != "baseRefs"}
     return Reader(_over(made, own), spec.path, spec.problems)
 

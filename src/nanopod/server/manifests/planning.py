@@ -112,6 +112,8 @@ class Plan:
     items: list[Item]
     unreadable: list[Problem]
     around: Around
+    sources: tuple[str, ...] = ()
+    """Names of the files in the order of the input."""
 
     @property
     def rejected(self) -> bool:
@@ -121,14 +123,18 @@ class Plan:
     @property
     def found(self) -> list[Problem]:
         """All problems, in the order of the input."""
-        return [*self.unreadable, *(one for item in self.items for one in item.problems.found)]
+        order = {name: at for at, name in enumerate(self.sources)}
+        found = [*self.unreadable, *(one for item in self.items for one in item.problems.found)]
+        return sorted(found, key=lambda one: (order.get(one.source, len(order)), one.line, one.column))
 
 
 def plan(files: Iterable[tuple[str, str]], known: Known, *, strict: bool = False) -> Plan:
     """Read (name, text) of every file against what is known."""
     unreadable: list[Problem] = []
     items: list[Item] = []
+    sources: list[str] = []
     for source, text in files:
+        sources.append(source)
         try:
             documents = read_documents(text, source)
         except Unreadable as error:
@@ -150,7 +156,7 @@ def plan(files: Iterable[tuple[str, str]], known: Known, *, strict: bool = False
                 around = replace(around, trained={**around.trained, item.made.service: more})
     for item in items:
         _check_identity(item, items, known)
-    return Plan(sorted(items, key=_rank), unreadable, around)
+    return Plan(sorted(items, key=_rank), unreadable, around, tuple(sources))
 
 
 def _rank(item: Item) -> int:
@@ -168,7 +174,10 @@ def _identified(document: Document, strict: bool) -> Item:
         lacking = "kind" if isinstance(version, str) else "apiVersion"
         problems.error(lacking, "is missing; every object has apiVersion and kind, as text")
     elif (version, kind) not in KINDS:
-        supported = ", ".join(f"{one} ({group})" for group, one in KINDS)
+        groups: dict[str, list[str]] = {}
+        for group, one in KINDS:
+            groups.setdefault(one, []).append(group)
+        supported = "; ".join(f"{one} ({', '.join(several)})" for one, several in groups.items())
         problems.error("kind", f"kind {kind} of apiVersion {version} is not supported; supported are {supported}")
     else:
         item.kind = KINDS[version, kind]

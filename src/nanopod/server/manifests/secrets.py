@@ -7,7 +7,6 @@ and are files of mounts, and no variables of a worker that has all pairs of the 
 from __future__ import annotations
 
 import base64
-import binascii
 import hmac
 import json
 import re
@@ -71,10 +70,10 @@ def read_secret(document: Document, problems: Problems) -> SecretAsked:
         try:
             raw = base64.b64decode("".join(value.split()), validate=True)
             pairs[name] = raw.decode()
-        except binascii.Error:
-            problems.error(f"data.{name}", "is not base64; encode it, or write it as it is under stringData")
         except UnicodeDecodeError:
             problems.error(f"data.{name}", "is not UTF-8 text; keep binary files in a volume")
+        except ValueError:
+            problems.error(f"data.{name}", "is not base64; encode it, or write it as it is under stringData")
     pairs |= dict(_texts(whole, "stringData"))
     whole.quietly("immutable")
     whole.done()
@@ -104,7 +103,8 @@ def _check(pairs: Mapping[str, str], whole: Reader, kind: str) -> None:
     if sum(len(key) + len(value.encode()) for key, value in pairs.items()) > SECRET_BYTES_MAX:
         problems.error("data", f"has more than {SECRET_BYTES_MAX >> 10} KiB together; keep large files in a volume")
     for key, value in pairs.items():
-        at = f"data.{key}" if key in (whole.value.get("data") or {}) else f"stringData.{key}"
+        encoded = whole.value.get("data")
+        at = f"data.{key}" if isinstance(encoded, Mapping) and key in encoded else f"stringData.{key}"
         if not _KEY.fullmatch(key) or key.startswith(_OURS):
             problems.error(at, f"{key[:80]!r} must be letters, digits, - _ . and not begin with {_OURS}")
         if "\0" in value:

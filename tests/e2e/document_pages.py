@@ -22,15 +22,27 @@ from pathlib import Path
 
 COMMAND_S_MAX = 90
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.S | re.M)
-SETTING = re.compile(r"^[A-Z_]+=")
-STAND_INS = {"nanopod up --detach": "nanopod up --detach --port 0"}
+SETTING = re.compile(r"^(?:export )?([A-Z_]+)=")
+STATUS_URL = "import json, sys; print(json.load(sys.stdin)['url'])"
+STAND_INS = {
+    "nanopod up --detach": "nanopod up --detach --port 0",
+    "export URL=http://127.0.0.1:8900": f'export URL=$(nanopod status --json | python -c "{STATUS_URL}")',
+}
 """The usual port may be taken where tests run."""
 CURL = """#!{python}
 import sys, urllib.error, urllib.request
-words = [word for word in sys.argv[1:] if word != "-s"]
-data = words.pop(words.index("-d") + 1).encode() if "-d" in words else None
+words, data, headers, urls = [word for word in sys.argv[1:] if word != "-s"], None, {{}}, []
+while words:
+    word = words.pop(0)
+    if word == "-d":
+        data = words.pop(0).encode()
+    elif word == "-H":
+        name, _, value = words.pop(0).partition(":")
+        headers[name] = value.strip()
+    else:
+        urls.append(word)
 try:
-    answer = urllib.request.urlopen(urllib.request.Request(words[-1], data), timeout=60)
+    answer = urllib.request.urlopen(urllib.request.Request(urls[0], data, headers), timeout=60)
 except urllib.error.HTTPError as error:
     answer = error
 sys.stdout.write(answer.read().decode())
@@ -108,7 +120,7 @@ class Stage:
             path += f":{home}"
         self.env = {
             **kept, "HOME": str(home), "PATH": path, "COLUMNS": "300",
-            "NO_COLOR": "1", "TZ": "UTC", "XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / "data"),
+            "NO_COLOR": "1", "TZ": "UTC", "XDG_CONFIG_HOME": str(home / "config"), "XDG_DATA_HOME": str(home / ".local/share"),
             "TERM": "dumb", "PYTHONDONTWRITEBYTECODE": "1",
         }  # fmt: skip
 
@@ -127,10 +139,8 @@ class Stage:
     def _do(self, page: Path, command: Command) -> None:
         code, said = self.run(STAND_INS.get(command.text, command.text))
         where = f"{page.name}, line {command.line}: $ {command.text}"
-        if SETTING.match(command.text):
-            name = command.text.split("=")[0]
-            value = said.rstrip("\n")
-            self.env[name] = value
+        if setting := SETTING.match(command.text):
+            self.env[setting[1]] = said.rstrip("\n")
             said = ""
         assert code == 0, f"{where}\nexits with {code}:\n{said}"
         shown = "\n".join(command.expected)
@@ -138,8 +148,8 @@ class Stage:
 
     def run(self, text: str) -> tuple[int, str]:
         """A command's exit code and everything that it printed; the value of the variable that it sets, if it does."""
-        if SETTING.match(text):
-            text = f'{text}; code=$?; printf %s "${text.split("=")[0]}"; exit $code'
+        if setting := SETTING.match(text):
+            text = f'{text}; code=$?; printf %s "${setting[1]}"; exit $code'
         with tempfile.TemporaryFile("w+") as output:
             # A file, not a pipe: a cloud that a command leaves behind would hold the pipe open.
             done = subprocess.run(

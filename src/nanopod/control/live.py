@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any, Final
 
+from msgspec import structs
+
 from nanopod.control.starts import Starts
 from nanopod.control.totals import Totals
 from nanopod.model.wire import EndpointSample, WorkerState
@@ -26,6 +28,8 @@ EARLY_MAX: Final = 2_000
 CALLED_S_MAX: Final = 3600.0
 AHEAD_S: Final = 1.0
 """A gateway's clock that is further ahead than this is not believed."""
+SKEW_S_MAX: Final = 60.0
+"""Clocks that are all right differ by less."""
 
 
 @dataclass(slots=True)
@@ -186,6 +190,11 @@ class Live:
         """One second at one endpoint, seen by one gateway; False for one that was taken in before."""
         now = at if now is None else now
         load = self.loads.setdefault(sample.endpoint_id, Load())
+        if not math.isfinite(at):
+            return False
+        sample = _sane(sample)
+        if at <= load.taken.get(gateway_id, 0.0) - SKEW_S_MAX and load.taken[gateway_id] > now + SKEW_S_MAX >= at:
+            self._rewound(load, gateway_id)
         self._heard[gateway_id] = max(at, self._heard.get(gateway_id, 0.0))
         if at > load.counted_at.get(gateway_id, 0.0):
             load.counted_at[gateway_id] = at
@@ -215,6 +224,11 @@ class Live:
             units, seconds, count = sample.served
             tally.served = before_units + units, before_s + seconds, before_count + count
         return True
+
+    def _rewound(self, load: Load, gateway_id: str) -> None:
+        """A gateway's clock was far ahead and is right again: its time of then would hide all that comes."""
+        for times in (load.taken, load.counted_at, load.unsaved, self._heard, self._acked):
+            times.pop(gateway_id, None)  # type: ignore[attr-defined]
 
     def _count(self, load: Load, sample: EndpointSample, at: float) -> None:
         """What ended, for rollouts and for whoever watches the cloud."""
@@ -365,3 +379,20 @@ class Live:
 def _added(one: tuple[int, ...], other: tuple[int, ...], sign: int) -> tuple[int, ...]:
     """Counts added up or taken away, place by place; the shorter one has zeros at its end."""
     return tuple(max(0, a + sign * b) for a, b in zip_longest(one, other, fillvalue=0))
+
+
+def _sane(sample: EndpointSample) -> EndpointSample:
+    """The sample with 0 in place of what is no number or below 0: one such value would stay in every sum."""
+    units, seconds, count = sample.served
+    values = (sample.concurrency, sample.workload, sample.waiting_load, sample.oldest_wait_s, units, seconds)
+    counts = (sample.requests, sample.parked, sample.in_flight, sample.tokens, count)
+    if min(values) >= 0 and math.isfinite(sum(values)) and min(counts) >= 0:
+        return sample
+    concurrency, workload, waiting_load, oldest_wait_s, units, seconds = (
+        value if math.isfinite(value) and value > 0 else 0.0 for value in values
+    )
+    requests, parked, in_flight, tokens, count = (max(0, one) for one in counts)
+    return structs.replace(
+        sample, concurrency=concurrency, workload=workload, waiting_load=waiting_load, oldest_wait_s=oldest_wait_s,
+        served=(units, seconds, count), requests=requests, parked=parked, in_flight=in_flight, tokens=tokens,
+    )  # fmt: skip

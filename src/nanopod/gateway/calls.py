@@ -166,9 +166,9 @@ class CallJob(Called):
         elif end.ok or not self._on_failure(link, end.run_us):
             if not self._cancelled:
                 if end.ok:
-                    self.pool.served(self, self.revision_id)
+                    self.pool.ends.served(self.revision_id, self.workload, self._gw.now - self.opened_at)
                 else:
-                    self.pool.ended(self.revision_id, True)
+                    self.pool.ends.ended(self.revision_id, True)
             self._settle(200 if end.ok else 500, end.run_us)
             self._returned(end.run_us)
 
@@ -185,7 +185,7 @@ class CallJob(Called):
         elif not self.retry(retrying.names_of_answer(header.code, header.types), header.message):
             return False
         self._spent_us += run_us
-        self.pool.ended(revision_id, True)
+        self.pool.ends.ended(revision_id, True)
         link.release_now(self.id)
         if self.state == QUEUED:
             self.send_off("requeued")
@@ -260,7 +260,7 @@ class CallJob(Called):
         gw = self._gw
         gw.recall.drop(self)
         if not self._cancelled and not preempted:
-            self.pool.ended(self.revision_id, True)
+            self.pool.ends.ended(self.revision_id, True)
         known = "after it had started this call" if self.started else "and may have started this call"
         started = True if self.started else None
         gone = "preempted" if preempted else "lost"
@@ -345,7 +345,7 @@ class CallJob(Called):
             else:
                 self.fail(Cancelled("cancelled; the worker did not answer in time"))
             return
-        self.pool.ended(self.revision_id, True)
+        self.pool.ends.ended(self.revision_id, True)
         error = CallTimeout(f"the call ran longer than {self.timeout_s:g} s")
         if self.retries is not None and self.retry(retrying.names_of(CallTimeout), error.message):
             link.reset(self, frames.CANCELLED, "timeout")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final, cast
 
-from nanopod.gateway import families, heads
+from nanopod.gateway import heads
 from nanopod.gateway.families import Predict
 from nanopod.gateway.graphs import Answer, Hop
 from nanopod.gateway.heads import Failed, Head
@@ -94,9 +94,3 @@ class Everywhere:
 def is_repository(path: str) -> bool:
     """True for the paths that change what workers have loaded."""
     return path.startswith("/v2/repository/models/") and path.endswith(("/load", "/unload"))
-
-
-def refuse_unless_post(head: Head) -> None:
-    """Raises `Plain` 405."""
-    if head.method != "POST":
-        raise families.refused(405, f"{head.path} takes POST, not {head.method}")

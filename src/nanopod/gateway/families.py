@@ -7,7 +7,7 @@ request to an `http` endpoint only when its method says so.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
 
@@ -34,6 +34,7 @@ _SHOWN: Final = (HEADER_LENGTH, "content-encoding", "retry-after", "x-should-ret
 _NOT_SHOWN: Final = _HOP | {"content-type", "date", "server"}
 _NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
+_NO_WISHES: Final = Wishes()
 _json: Final = msgspec.json.Encoder().encode
 
 
@@ -71,13 +72,14 @@ class Predict(Request):
     """A request of V1 or V2."""
 
     __slots__ = ()
+    kind: ClassVar[str] = "predict"
+    """What its record is called."""
 
     def __init__(
-        self, gateway: Gateway, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, route: RouteRow,
-        kind: str = "predict",
+        self, gateway: Gateway, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, route: RouteRow
     ) -> None:  # fmt: skip
-        super().__init__(gateway, connection, head, body, key, gateway.pool(route), kind, Wishes(), False)
-        if kind == "predict" and head.method != "POST":
+        super().__init__(gateway, connection, head, body, key, gateway.pool(route), self.kind, _NO_WISHES, False)
+        if self.kind == "predict" and head.method != "POST":
             self.workload = QUESTION_WORKLOAD
 
     def start(self) -> None:
@@ -121,6 +123,7 @@ class Anything(Predict):
     """A request of an `http` endpoint: any method, any path, and all headers of the answer."""
 
     __slots__ = ()
+    kind = "http"
 
     def _worker_lines(self) -> str:
         return "".join(_line(name, value) for name, value in self._worker_headers.items() if name not in _NOT_SHOWN)

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 import msgspec
 
+from nanopod.model import unreadable
+
 EVENT_BYTES_MAX: Final = 4 << 20
 
 
@@ -23,7 +25,7 @@ def with_usage(body: bytes) -> bytes:
     """A streaming request's body with `stream_options.include_usage` set; unchanged when it is not an object."""
     try:
         fields = _decode(body)
-    except msgspec.DecodeError:
+    except unreadable.JSON:
         return body
     options = fields.get("stream_options")
     fields["stream_options"] = {**(options if isinstance(options, dict) else {}), "include_usage": True}
@@ -66,7 +68,7 @@ class Events:
             return True
         try:
             chunk = _decode_chunk(event[5:].strip())
-        except msgspec.DecodeError:
+        except unreadable.JSON:
             return True
         if chunk.usage:
             details = chunk.usage.get("prompt_tokens_details")

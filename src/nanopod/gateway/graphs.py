@@ -24,7 +24,7 @@ from nanopod.gateway.asked import Wishes
 from nanopod.gateway.heads import Failed, Head
 from nanopod.gateway.relay import Request
 from nanopod.gateway.steps import path_for, post_abroad
-from nanopod.model import jsonpath
+from nanopod.model import jsonpath, unreadable
 from nanopod.model.endpoint import GraphNode, GraphSpec, GraphStep
 from nanopod.model.graphs import ROOT
 from nanopod.model.wire import KeyRow, RouteRow
@@ -297,7 +297,7 @@ def _decoded(body: bytes) -> Any:
     """The JSON value, or `MISSING`."""
     try:
         return _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except unreadable.JSON:
         return jsonpath.MISSING
 
 

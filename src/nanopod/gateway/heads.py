@@ -34,6 +34,7 @@ REASONS: Final = {
 _json: Final = msgspec.json.Encoder().encode
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _TOKEN: Final = re.compile(r"[!-~]{1,128}")
+_VALUE: Final = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 
 
 class BadRequest(ValueError):
@@ -238,6 +239,13 @@ def request_id_of(head: Head) -> str | None:
     """The caller's own request id, when it is fit to be repeated."""
     given = head.headers.get("x-request-id")
     return given if given and _TOKEN.fullmatch(given) else None
+
+
+def fit(headers: dict[str, str]) -> dict[str, str]:
+    """A worker's headers without values that cannot be one line: they would end the answer and begin another."""
+    if all(_VALUE.fullmatch(value) for value in headers.values()):
+        return headers
+    return {name: value for name, value in headers.items() if _VALUE.fullmatch(value)}
 
 
 def response(

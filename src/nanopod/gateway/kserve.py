@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
 
 import msgspec
@@ -14,7 +15,7 @@ from nanopod.gateway.families import Anything, Predict, protocols_of
 from nanopod.gateway.graphs import GraphRun
 from nanopod.gateway.heads import Failed, Head
 from nanopod.gateway.hosts import Addressed
-from nanopod.gateway.server import Handler, HttpConnection, Refused
+from nanopod.gateway.server import HttpConnection
 from nanopod.model.wire import KeyRow, RouteRow
 
 if TYPE_CHECKING:
@@ -58,6 +59,13 @@ def model_of(path: str) -> str:
     return ""
 
 
+class Startable(Protocol):
+    """What answers a request, before it has begun to."""
+
+    def start(self) -> None:
+        """Begin. Raises `Failed` when it cannot."""
+
+
 class Kserve:
     """A part of the surface."""
 
@@ -70,23 +78,22 @@ class Kserve:
     def route(self, head: Head) -> Routed:
         """What `Surface.route` answers for a path of V1 or V2. Raises `Plain`."""
         path = head.path
-        limit = heads.BODY_BYTES_MAX
         if path == "/v2/health/live":
-            return None, _saying({"live": True}), None, limit
+            return answering({"live": True})
         if path == "/v2/health/ready":
             ready = not self._gw.stopping and self._gw.tables.version >= 0
-            return None, _saying({"ready": ready}, 200 if ready else 503), None, limit
+            return answering({"ready": ready}, 200 if ready else 503)
         try:
             key = self._surface.key(head)
             if path.rstrip("/") == "/v2":
-                facts = {"name": "nanopod", "version": __version__, "extensions": list(EXTENSIONS)}
-                return None, _saying(facts), None, limit
+                return answering({"name": "nanopod", "version": __version__, "extensions": list(EXTENSIONS)})
             if path.rstrip("/") == "/v2/models":
-                return None, _saying({"models": self.names(key, "v2")}), None, limit
+                return answering({"models": self.names(key, "v2")})
             name = model_of(path)
             if not name:
                 raise families.refused(404, f"there is no {path} here: V2 is below /v2/models, V1 below /v1/models")
-            return None, self._predict(key, self._named(key, name, path)), self._may(head, key), limit
+            routed = self._predict(head, key, self._named(key, name, path))
+            return self._surface.keep(head, key, routed)
         except Failed as failed:
             raise families.plain(failed) from None
 
@@ -119,24 +126,26 @@ class Kserve:
         """`GET /v1/models/NAME` of V1."""
         if head.method not in ("GET", "HEAD"):
             raise families.refused(405, f"{head.path} takes GET, not {head.method}")
-        return None, self._predict(key, route), self._may(head, key), heads.BODY_BYTES_MAX
+        return self._predict(head, key, route)
 
-    def _may(self, head: Head, key: KeyRow) -> Refused | None:
-        failed = self._surface.may_ask(key)
-        return Refused(families.plain(failed)) if failed is not None else None
+    def _predict(self, head: Head, key: KeyRow, route: RouteRow) -> Routed:
+        if not everywhere.is_repository(head.path):
+            return self._by(Predict, head, key, route)
+        if head.method != "POST":
+            raise families.refused(405, f"{head.path} takes POST, not {head.method}")
+        return self._by(Everywhere, head, key, route)
 
-    def _predict(self, key: KeyRow, route: RouteRow) -> Handler:
-        def handle(connection: HttpConnection, head: Head, body: bytes) -> None:
-            self._ask(connection, head, body, key, route)
+    def _by(self, kind: Callable[..., Startable], head: Head, key: KeyRow, route: RouteRow) -> Routed:
+        """A request of this kind. Raises `Plain` when the key may not make it."""
+        try:
+            self._surface.may_ask(key)
+        except Failed as failed:
+            raise families.plain(failed) from None
 
-        return handle
+        def start(connection: HttpConnection, _: Head, body: bytes) -> None:
+            kind(self._gw, connection, head, body, key, route).start()
 
-    def _ask(self, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, route: RouteRow) -> None:
-        if everywhere.is_repository(head.path):
-            everywhere.refuse_unless_post(head)
-            Everywhere(self._gw, connection, head, body, key, route).start()
-        else:
-            Predict(self._gw, connection, head, body, key, route).start()
+        return None, start, None, heads.BODY_BYTES_MAX
 
     # --- by host or prefix ---
 
@@ -147,54 +156,35 @@ class Kserve:
         as well. Raises `Failed` in the shape of the family.
         """
         route, key, head = to.route, to.key, to.head
-        limit = heads.BODY_BYTES_MAX
         speaks = protocols_of(route)
         path = self._surface.without_prefix(head.path)
         if not tables.may_use(key, route):
             failed: Failed = heads.denied(f"this key may not call the endpoint `{route.name}`")
             raise failed if "openai" in speaks else families.plain(failed)
         if route.graph is not None:
-            return None, self._graph(to), self._may(head, key), limit
+            if head.method != "POST":
+                raise families.refused(405, f"a graph takes POST, not {head.method}")
+            return self._by(GraphRun, head, key, route)
         if "openai" in speaks:
             found = self._surface.openai_of(to, path)
             if found is not None:
                 return found
         if path == "/" and "http" not in speaks:
-            return None, alive, None, limit
+            return alive
         if path == "/v2/health/live" and "v2" in speaks:
-            return None, _saying({"live": True}), None, limit
+            return answering({"live": True})
         if ("v2" in speaks and is_v2(path)) or ("v1" in speaks and (path + "/").startswith(V1)):
-            return None, self._by_host(to), self._may(head, key), limit
+            return self._predict(head, key, route)
         if "http" in speaks or path in ("/health", "/metrics"):
-            return None, self._any_by_host(to), self._may(head, key), limit
+            return self._by(Anything, head, key, route)
         if not to.by_prefix and not is_v2(path) and not self._surface.is_inference(path):
             return None
         text = f"the endpoint {route.name} has no {path}: it speaks {', '.join(speaks) or 'nothing'}"
         raise families.refused(404, text)
 
-    def _by_host(self, to: Addressed) -> Handler:
-        def handle(connection: HttpConnection, head: Head, body: bytes) -> None:
-            self._ask(connection, to.head, body, to.key, to.route)
 
-        return handle
-
-    def _any_by_host(self, to: Addressed) -> Handler:
-        def handle(connection: HttpConnection, head: Head, body: bytes) -> None:
-            Anything(self._gw, connection, to.head, body, to.key, to.route, "http").start()
-
-        return handle
-
-    def _graph(self, to: Addressed) -> Handler:
-        def handle(connection: HttpConnection, head: Head, body: bytes) -> None:
-            if head.method != "POST":
-                raise families.refused(405, f"a graph takes POST, not {head.method}")
-            GraphRun(self._gw, connection, to.head, body, to.key, to.route).start()
-
-        return handle
-
-
-def _saying(value: Any, status: int = 200) -> Handler:
-    """Answers a fixed value."""
+def answering(value: Any, status: int = 200) -> Routed:
+    """GET answers a fixed value."""
     data = bytes(_json(value))
 
     def handle(connection: HttpConnection, head: Head, body: bytes) -> None:
@@ -202,8 +192,8 @@ def _saying(value: Any, status: int = 200) -> Handler:
             raise families.refused(405, f"{head.path} takes GET, not {head.method}")
         connection.respond(status, data)
 
-    return handle
+    return None, handle, None, heads.BODY_BYTES_MAX
 
 
-alive: Final = _saying({"status": "alive"})
+alive: Final = answering({"status": "alive"})
 """V1's liveness."""

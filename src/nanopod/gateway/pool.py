@@ -116,14 +116,6 @@ class Pool:
         """One that entered has its answer, or needs none any more."""
         self.stats.leave(self._host.now)
 
-    def ended(self, revision_id: str, failed: bool) -> None:
-        """A try ended on a worker of this revision; `failed`: by the revision's fault, as far as one can tell."""
-        self.ends.ended(revision_id, failed)
-
-    def served(self, job: Job, revision_id: str, prompt: int = 0, output: int = 0) -> None:
-        """As `ended`, of a `job` that was completed, and the tokens of its prompt and output."""
-        self.ends.served(revision_id, job.workload, self._host.now - job.opened_at, prompt, output)
-
     def learn(self, function: str, workload: float) -> None:
         """A worker computed what a call was worth."""
         before = self.usual.get(function)

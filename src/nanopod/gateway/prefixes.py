@@ -12,6 +12,8 @@ from typing import Any, Final
 
 import msgspec
 
+from nanopod.model import unreadable
+
 CHUNK_TOKENS: Final = 64
 CHUNK_CHARS: Final = 256
 CHUNKS_MAX: Final = 256
@@ -50,7 +52,7 @@ def chunks_of(body: bytes, workspace_id: str) -> tuple[int, ...]:
     """
     try:
         fields = _decode(body)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except unreadable.JSON:
         return ()
     seed = hash((workspace_id, str(fields.model)))
     prompt = fields.prompt if fields.prompt is not None else fields.input

@@ -14,7 +14,7 @@ import sys
 import time
 from array import array
 from struct import Struct
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -23,7 +23,7 @@ from nanopod.gateway.asked import COMMENT_S, DONE, MOVING, OPENED, PARKED, STREA
 from nanopod.gateway.foreign import Events, with_usage
 from nanopod.gateway.heads import Failed
 from nanopod.gateway.links import CREDIT_BYTES, WINDOW_BYTES, WorkerLink
-from nanopod.model import frames
+from nanopod.model import frames, unreadable
 
 TRIES_MAX: Final = 3
 MOVES_MAX: Final = 3
@@ -137,11 +137,14 @@ class Request(Asked):
         shown = self.shown_id
         shown = f'"{shown}"' if shown is self.record_id else _json(shown).decode()
         timeout_s = max(0.1, self._deadline - self._gw.now)
-        head = opening[2] + (
-            f'"x-request-id":{shown}}},"timeout_s":{timeout_s},"attempt":{{"request_id":"{self.record_id}",'
-            f'"epoch":{self.epoch},"response_id":"{self._response_id}","created":{self._created},'
-            f'"system_fingerprint":"{self._fingerprint}","seed":{self._seed}'
-        ).encode()
+        head = (
+            opening[2]
+            + (
+                f'"x-request-id":{shown}}},"timeout_s":{timeout_s},"attempt":{{"request_id":"{self.record_id}",'
+                f'"epoch":{self.epoch},"response_id":"{self._response_id}","created":{self._created},'
+                f'"system_fingerprint":"{self._fingerprint}","seed":{self._seed}'
+            ).encode()
+        )
         if self._prompt_ids:
             head += b',"prompt_ids":' + self._prompt_ids
         if any(self._outputs):
@@ -210,13 +213,13 @@ class Request(Asked):
             if status >= 400 or not flags & frames.FLAG_END:
                 self._sse_error_pending(status)
             return
-        self._status = status
-        self._worker_headers = head.headers
+        self._status = status = status if 200 <= status <= 599 else 502
+        self._worker_headers = headers = heads.fit(head.headers)
         if not flags & frames.FLAG_END or not 200 <= status < 300:
             self._sse = False
             return
         self._sse = True
-        self._begin_stream(head.headers.get("content-type", "text/event-stream; charset=utf-8"), link.continuation)
+        self._begin_stream(headers.get("content-type", "text/event-stream; charset=utf-8"), link.continuation)
 
     def _sse_error_pending(self, status: int) -> None:
         """A whole body comes where a stream has begun: it will be told as an event."""
@@ -361,7 +364,7 @@ class Request(Asked):
         try:
             message = msgspec.json.decode(body)["error"]
             event = b"data: " + _json({"error": message}) + b"\n\n"
-        except (msgspec.DecodeError, KeyError, TypeError):
+        except (*unreadable.JSON, KeyError, TypeError):
             text = f"the worker answered {self._status}"
             event = Failed(502, "server_error", "internal_error", text).event()
         self._gw.meter.pending.append(self._record(self._status or 502, self._counted()))

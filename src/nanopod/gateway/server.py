@@ -7,6 +7,7 @@ answer has ended. A caller who closes (or half-closes) has left: the running exc
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol, cast
@@ -31,6 +32,7 @@ HIGH_WATER, LOW_WATER = 65_536, 16_384
 HEAD, BODY, BUSY, LINGER, CLOSED = range(5)
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+_log: Final = logging.getLogger(__name__)
 
 
 class Exchange(Protocol):
@@ -343,6 +345,12 @@ class HttpConnection(asyncio.Protocol, Timed):
             handler(self, head, body)
         except Failed as failed:
             self.fail(failed)
+        except Exception:
+            _log.exception("%s %s failed", head.method, head.path)
+            if self.exchange is not None or self._streaming:
+                self.abort()  # it has begun: nobody can tell how far it came
+            else:
+                self.fail(Failed(500, "server_error", "internal_error", "the gateway failed; its log says why"))
 
     def upgrade(self, protocol: asyncio.Protocol, answer: bytes) -> None:
         """Hand the connection to another protocol, after a 101 answer."""

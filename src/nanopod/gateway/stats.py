@@ -104,7 +104,7 @@ class Ends:
         counts[0] += 1
         counts[1] += failed
 
-    def served(self, revision_id: str, units: float, seconds: float, prompt: int, output: int) -> None:
+    def served(self, revision_id: str, units: float, seconds: float, prompt: int = 0, output: int = 0) -> None:
         """A try ended well: what the request was worth, how long its worker had it, tokens of prompt and output."""
         counts = self._revisions.get(revision_id) or self._of(revision_id)
         counts[0] += 1

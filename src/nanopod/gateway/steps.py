@@ -15,6 +15,7 @@ import msgspec
 
 from nanopod.gateway import heads
 from nanopod.gateway.heads import Head
+from nanopod.model import unreadable
 from nanopod.model.wire import RouteRow
 
 CONNECT_S_MAX: Final = 5.0
@@ -40,7 +41,7 @@ def path_for(route: RouteRow, body: bytes) -> tuple[str, bytes] | None:
         paths = {one: _INFERENCE[one][1].format(name) for one in inference}
         chosen = inference[0]  # an endpoint names the protocol first that it is meant for
         if len(inference) > 1:
-            with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+            with contextlib.suppress(*unreadable.JSON):
                 named = _fields(body)
                 chosen = next((one for one in inference if _INFERENCE[one][0] in named), chosen)
         return paths[chosen], body
@@ -48,7 +49,7 @@ def path_for(route: RouteRow, body: bytes) -> tuple[str, bytes] | None:
         return "/", body
     try:
         fields = _fields(body)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except unreadable.JSON:
         return "/v1/chat/completions", body
     if "model" not in fields and route.model_ids:
         body = _json({"model": route.model_ids[0], **fields})

@@ -24,7 +24,7 @@ from nanopod.gateway.server import Handler, HttpConnection, Refused, Streamer
 from nanopod.gateway.web import route_web
 from nanopod.gateway.webjob import BODY_BYTES_MAX as WEB_BODY_BYTES_MAX
 from nanopod.gateway.webroutes import PREFIX as WEB_PREFIX
-from nanopod.model import calls, frames, websocket
+from nanopod.model import calls, frames, unreadable, websocket
 from nanopod.model.wire import KeyRow, RouteRow
 
 if TYPE_CHECKING:
@@ -113,24 +113,29 @@ class Surface:
 
     def route(self, connection: HttpConnection, head: Head) -> Routed | None:
         """(streamer, handler, refusal, body limit) for a request; None when it was upgraded."""
+        gw, way = self._gw, head.way
+        if way is not None and way[0] is gw.tables.mark and not gw.meter.full and not tables.key_expired(way[1]):
+            known: Routed = way[2]
+            return known
         limit = heads.BODY_BYTES_MAX
         try:
             given = head
             if head.upgrade not in _LINKS:
-                to = hosts.addressed(self._gw.tables, head)
+                to = hosts.addressed(gw.tables, head)
                 routed = self._kserve.of_endpoint(to) if to is not None else None
-                if routed is not None:
-                    return routed
+                if to is not None and routed is not None:
+                    return self.keep(given, to.key, routed)
                 if self._prefix and head.path.startswith(self._prefix):
                     head = self._unprefixed(head)
             path = head.path
             if path in INFERENCE:
-                handler = self._inference if head is given else self._handler(self._inference, head)
-                return None, handler, self._check_inference(head), limit
+                _must_be_post(head)
+                key = self.key(head)
+                return self.keep(given, key, self._inference(head, key))
             if path == "/healthz" or path == "/health":
                 return None, self._healthz, None, limit
             if path == "/":
-                return None, kserve.alive, None, limit
+                return kserve.alive
             if path == "/v1/link":
                 return self._client_link(connection, head)
             if path == "/v1/worker-link":
@@ -148,6 +153,11 @@ class Surface:
             return None, None, Refused(failed), limit
         return self._proxy, None, None, self.body_limit(head)
 
+    def keep(self, head: Head, key: KeyRow, routed: Routed) -> Routed:
+        """Let later requests with this head go the same way, as long as the tables and the key allow it."""
+        head.way = (self._gw.tables.mark, key, routed)
+        return routed
+
     # --- checks before the body ---
 
     def without_prefix(self, path: str) -> str:
@@ -164,11 +174,8 @@ class Surface:
         path = self.without_prefix(head.path)
         return head if path == head.path else hosts.moved(head, head.target[len(self._prefix) :])
 
-    def _handler(self, handler: Handler, head: Head) -> Handler:
-        """The handler for a head that is not the one that came."""
-        return lambda connection, _, body: handler(connection, head, body)
-
     def key(self, head: Head) -> KeyRow:
+        """The key of a request. Raises `Failed` 401, or 503 while no key is known yet."""
         gw = self._gw
         key = gw.tables.authenticate(head.authorization)
         if key is None:
@@ -177,25 +184,12 @@ class Surface:
             raise heads.unauthenticated()
         return key
 
-    def _check_get(self, head: Head) -> Refused | None:
-        if head.method not in ("GET", "HEAD"):
-            return Refused(_not_allowed(head, "GET"))
-        self.key(head)
-        return None
-
-    def _check_inference(self, head: Head) -> Refused | None:
-        if head.method != "POST":
-            return Refused(_not_allowed(head, "POST"))
-        failed = self.may_ask(self.key(head))
-        return Refused(failed) if failed is not None else None
-
-    def may_ask(self, key: KeyRow) -> Failed | None:
-        """Why a key may not call endpoints now; None when it may."""
+    def may_ask(self, key: KeyRow) -> None:
+        """Raises `Failed` when a key may not call endpoints now."""
         if not tables.may_call(key):
-            return heads.denied("this key may not call endpoints: it lacks the scope `call`")
+            raise heads.denied("this key may not call endpoints: it lacks the scope `call`")
         if self._gw.meter.full:
-            return heads.overloaded("usage cannot be recorded now (the gateway's disk does not take it)")
-        return None
+            raise heads.overloaded("usage cannot be recorded now (the gateway's disk does not take it)")
 
     # --- answers ---
 
@@ -212,7 +206,6 @@ class Surface:
 
     def _models_of(self, head: Head) -> Routed:
         """`/v1/models` of a workspace: OpenAI's list, V1's where nothing speaks OpenAI."""
-        limit = heads.BODY_BYTES_MAX
         key = self.key(head)
         name = unquote(head.path[len("/v1/models/") :])
         speaks_openai = bool(self._gw.tables.models.get(key.workspace_id))
@@ -225,33 +218,34 @@ class Surface:
             if name:
                 raise families.refused(404, f"there is no model {name} here; there is {', '.join(names[:10])}")
             if head.method in ("GET", "HEAD"):
-                return None, lambda connection, _, __: connection.respond(200, _json({"models": names})), None, limit
-        found = self._gw.tables.models.get(key.workspace_id, {})
-        return None, self._handler(self._models(found), head), self._check_get(head), limit
+                return kserve.answering({"models": names})
+        return self._models(head, key, self._gw.tables.models.get(key.workspace_id, {}))
 
     def openai_of(self, to: Addressed, path: str) -> Routed | None:
         """OpenAI's paths of one endpoint, whatever model their bodies name; None for another path."""
-        limit = heads.BODY_BYTES_MAX
         head = to.head if to.head.path == path else hosts.moved(to.head, path)
         if path in INFERENCE:
-
-            def infer(connection: HttpConnection, _: Head, body: bytes) -> None:
-                self._ask(connection, head, body, to.key, to.route, _read(head, body, model=to.route.name)[0])
-
-            return None, infer, self._check_inference(head), limit
+            _must_be_post(head)
+            return self._inference(head, to.key, to.route)
         if path == "/v1/models" or (path.startswith("/v1/models/") and not kserve.is_v1(path)):
             name = unquote(path[len("/v1/models/") :])
             if name and name not in to.route.model_ids and "v1" in families.protocols_of(to.route):
                 return None
-            found = dict.fromkeys(to.route.model_ids, to.route)
-            return None, self._handler(self._models(found), head), self._check_get(head), limit
+            return self._models(head, to.key, dict.fromkeys(to.route.model_ids, to.route))
         return None
 
-    def _models(self, found: Mapping[str, RouteRow]) -> Handler:
-        return lambda connection, head, body: self._listed(connection, head, found)
+    def _models(self, head: Head, key: KeyRow, found: Mapping[str, RouteRow]) -> Routed:
+        if head.method not in ("GET", "HEAD"):
+            raise _not_allowed(head, "GET")
 
-    def _listed(self, connection: HttpConnection, head: Head, found: Mapping[str, RouteRow]) -> None:
-        key = self.key(head)
+        def show(connection: HttpConnection, _: Head, body: bytes) -> None:
+            self._listed(connection, head, key, found)
+
+        return None, show, None, heads.BODY_BYTES_MAX
+
+    def _listed(
+        self, connection: HttpConnection, head: Head, key: KeyRow, found: Mapping[str, RouteRow]
+    ) -> None:  # fmt: skip
         cards = [self._card(name, route) for name, route in sorted(found.items()) if tables.may_use(key, route)]
         wanted = unquote(head.path[len("/v1/models/") :])
         extra = f"x-request-id: {heads.request_id_of(head) or self._gw.request_id()}\r\n"
@@ -280,22 +274,21 @@ class Surface:
             "nanopod": {"state": state, "endpoint": f"{route.name}:{route.tag}", "detail": route.phase_text},
         }
 
-    def _inference(self, connection: HttpConnection, head: Head, body: bytes) -> None:
-        gw = self._gw
-        key = self.key(head)
-        wishes, model = _read(head, body)
-        route = gw.tables.model(key.workspace_id, model)
-        if route is None or not tables.may_use(key, route):
-            known = gw.tables.models.get(key.workspace_id, {})
-            raise _no_model(model, [name for name, row in known.items() if tables.may_use(key, row)])
-        self._ask(connection, head, body, key, route, wishes)
+    def _inference(self, head: Head, key: KeyRow, to: RouteRow | None = None) -> Routed:
+        """OpenAI's paths that workers answer; `to`: of this endpoint, and its bodies need not name a model."""
+        self.may_ask(key)
+        gw, kind, generation = self._gw, INFERENCE[head.path], head.path in GENERATION
+        meant = to.name if to is not None else ""
 
-    def _ask(
-        self, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, route: RouteRow, wishes: Wishes
-    ) -> None:  # fmt: skip
-        gw = self._gw
-        kind = INFERENCE[head.path]
-        Request(gw, connection, head, body, key, gw.pool(route), kind, wishes, head.path in GENERATION).start()
+        def ask(connection: HttpConnection, _: Head, body: bytes) -> None:
+            wishes, model = _read(head, body, meant)
+            route = to or gw.tables.model(key.workspace_id, model)
+            if route is None or not tables.may_use(key, route):
+                known = gw.tables.models.get(key.workspace_id, {})
+                raise _no_model(model, [name for name, row in known.items() if tables.may_use(key, row)])
+            Request(gw, connection, head, body, key, gw.pool(route), kind, wishes, generation).start()
+
+        return None, ask, None, heads.BODY_BYTES_MAX
 
     def _proxy(self, connection: HttpConnection, head: Head) -> Proxied:
         proxied = Proxied(self._gw, connection, head)
@@ -358,6 +351,11 @@ class Surface:
         return None
 
 
+def _must_be_post(head: Head) -> None:
+    if head.method != "POST":
+        raise _not_allowed(head, "POST")
+
+
 def _not_allowed(head: Head, allowed: str) -> Failed:
     return Failed(
         405, "invalid_request_error", "method_not_allowed", f"{head.path} takes {allowed}, not {head.method}",
@@ -383,7 +381,7 @@ def _read(head: Head, body: bytes, model: str = "") -> tuple[Wishes, str]:
         fields = _decode_body(body)
     except msgspec.ValidationError:
         raise heads.invalid("invalid_json", "the body must be a JSON object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except unreadable.JSON as error:
         raise heads.invalid("invalid_json", f"the body is not JSON: {error}") from None
     named = model if fields.model is None and model else fields.model
     if named is None:

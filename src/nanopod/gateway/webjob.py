@@ -471,9 +471,9 @@ class WebJob(Job):
         key, route = self._key, self.pool.route
         if status != 499:
             if status >= 400 or self.is_websocket:
-                self.pool.ended(self._revision_id, status >= 500)
+                self.pool.ends.ended(self._revision_id, status >= 500)
             else:
-                self.pool.served(self, self._revision_id)
+                self.pool.ends.served(self._revision_id, self.workload, self._gw.now - self.opened_at)
         self._gw.meter.pending.append(
             MeterRecord(
                 self.record_id, self.shown_id, route.workspace_id, key.key_id if key is not None else "",

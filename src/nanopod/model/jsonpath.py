@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
+from nanopod.model import unreadable
 from nanopod.model.errors import Invalid
 
 PATH_CHARS_MAX: Final = 2048
@@ -254,7 +255,7 @@ class _Reader:
             raise self._wrong(at, "a value is missing")
         try:
             value = _LITERAL(literal[0])
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except unreadable.JSON:
             value = literal[0]  # a bare word is text
         at = literal.end()
         while self._path.startswith(" ", at):

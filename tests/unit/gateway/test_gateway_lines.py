@@ -196,7 +196,7 @@ def test_while_an_update_rolls_the_earlier_workers_help_out() -> None:
 def test_samples_count_ends_per_revision() -> None:
     pool, host = make_pool()
     for revision, failed in (("r1", False), ("r1", True), ("r2", False)):
-        pool.ended(revision, failed)
+        pool.ends.ended(revision, failed)
     host.now += 1
     assert pool.active
     assert pool.sample().revisions == {"r1": (2, 1), "r2": (1, 0)}

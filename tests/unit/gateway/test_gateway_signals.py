@@ -138,7 +138,7 @@ def test_what_was_completed_is_counted_by_units_seconds_and_latency() -> None:
         job = send(pool, units)
         host.now += took_s
         job.end()
-        pool.served(job, "r1", 3, 4)
+        pool.ends.served("r1", units, took_s, 3, 4)
     sample = pool.sample()
     units, seconds, count = sample.served
     assert (units, count, sample.tokens) == (60.0, 3, 21)
@@ -155,7 +155,7 @@ def test_what_was_completed_is_counted_by_units_seconds_and_latency() -> None:
 def test_an_idle_endpoint_is_not_sampled_at_all() -> None:
     pool = pool_with(Host())
     assert not pool.active
-    pool.ended("r1", True)
+    pool.ends.ended("r1", True)
     assert pool.active, "an end without a request of its own is still told"
     pool.sample()
     assert not pool.active

@@ -87,7 +87,7 @@ def json_of(sink: Collected) -> Any:
 
 def served(model: ModelSpec, asked: Any) -> Any:
     """Start a server engine, run `asked(engine)` and stop it."""
-    from nanopod.node.engines.serving import ServerEngine
+    from nanopod.node.engines.serving.engine import ServerEngine
 
     async def main() -> Any:
         engine = ServerEngine(model, name="service")

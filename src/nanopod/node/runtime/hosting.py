@@ -70,7 +70,7 @@ def make_engine(start: Start) -> Engine:
 
         return fronted(model, start, CommandEngine(model))
     if model.engine == "server":
-        from nanopod.node.engines.serving import ServerEngine
+        from nanopod.node.engines.serving.engine import ServerEngine
 
         return fronted(model, start, ServerEngine(model, name=start.instance.app.name))
     raise Invalid(
@@ -80,6 +80,8 @@ def make_engine(start: Start) -> Engine:
 
 def fronted(model: ModelSpec, start: Start, engine: Engine) -> Engine:
     """The engine behind what its specification puts in front of it: a logger, a transformer, an explainer."""
+    if not (model.transformer or model.explainer or model.options):
+        return engine  # before its import, which a plain command need not wait for
     from nanopod.node.engines.serving.fronted import Fronted, needed
 
     return Fronted(model, engine, service=start.instance.app.name) if needed(model) else engine

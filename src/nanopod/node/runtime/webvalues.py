@@ -16,6 +16,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from nanopod.model import unreadable
 from nanopod.node import redact
 
 JSON: Final = "application/json"
@@ -131,7 +132,7 @@ class Binder:
             raise BadCall(415, f"a body of type {kind} is not understood here; send JSON ({JSON})")
         try:
             value = _decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except unreadable.JSON as error:
             raise BadCall(422, f"the body is not JSON: {error}") from None
         whole = self._takes_whole(left, value)
         if whole:
@@ -167,7 +168,7 @@ class Binder:
                 if not (given.is_text and isinstance(value, str) and value[:1] in ("{", "[")):
                     raise
                 return msgspec.convert(_decode(value), hint, dec_hook=_decode_class)
-        except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        except unreadable.JSON as error:
             errors.append((name, f"{error} (from the {given.where})"))
             return _MISSING
         except TypeError:  # an annotation that says nothing about JSON

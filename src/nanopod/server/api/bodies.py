@@ -10,6 +10,7 @@ import msgspec
 from msgspec import inspect
 from starlette.requests import Request
 
+from nanopod.model import unreadable
 from nanopod.model.errors import Invalid, NanopodError
 from nanopod.server.api.errors import BadRequest
 
@@ -50,7 +51,7 @@ def parse(data: bytes, kind: type[T]) -> T:
         raise BadRequest("the body is empty; send a JSON object")
     try:
         tree = msgspec.json.decode(data)
-    except msgspec.DecodeError as error:
+    except unreadable.JSON as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
     if kind not in _infos:
         _infos[kind] = inspect.type_info(kind)

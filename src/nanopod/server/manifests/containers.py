@@ -15,6 +15,8 @@ from nanopod.server.manifests.resources import Asked, Query, both, read_placemen
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
 _OURS: Final = "NANOPOD_"
+WRITABLE: Final = ("/dev/shm", "/tmp", "/var/tmp")
+"""Where every program of a node may write."""
 START_S: Final = 600.0
 PORT_DEFAULT: Final = 8080
 
@@ -290,6 +292,9 @@ def _mounts(container: Reader, volumes: Mapping[str, Mounted]) -> Iterator[Mount
             one.error("name", f"there is no volume {name!r}; the pod has: {', '.join(volumes) or 'none'}")
         elif name and path:
             known = volumes[name]
+            empty = not (known.claim or known.config_map or known.secret)
+            if empty and not path.startswith(WRITABLE) and not container.problems.rejected:
+                one.warn("mountPath", "is not made for an emptyDir: write below /tmp, or where the command starts")
             yield replace(known, path=path, sub_path=sub_path, read_only=read_only or known.read_only)
 
 

@@ -19,7 +19,7 @@ from nanopod.model.endpoint import (
 from nanopod.server.manifests.around import Around, SecretKey
 from nanopod.server.manifests.autoscaling import duration
 from nanopod.server.manifests.containers import Container, Mounted
-from nanopod.server.manifests.fields import Problems, Reader
+from nanopod.server.manifests.fields import Problems, Reader, shown
 from nanopod.server.manifests.images import NO_ENGINE, Stand, command_of, is_host, stand_in
 from nanopod.server.manifests.resources import Query
 from nanopod.server.manifests.storing import mounted, opened
@@ -75,7 +75,10 @@ def read_meta(document: Reader, *, dns: bool = True) -> Meta:
         return Meta("", {}, {})
     name = meta.text("name", required=not meta.has("generateName"), fix="name the object")
     pattern = NAME if dns else OBJECT_NAME
-    if name and not pattern.fullmatch(name):
+    given = meta.value.get("name")
+    if isinstance(given, bool | int | float):
+        meta.error("name", f"must be text, not {shown(given)}; put it in quotes")
+    elif isinstance(given, str) and not pattern.fullmatch(name):
         what = "63 lower-case letters, digits and -, beginning with a letter"
         meta.error("name", f"{name!r} must be at most {what if dns else '253 lower-case letters, digits, - and .'}")
     if meta.has("generateName"):

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nanopod.model import unreadable
 from nanopod.node.engines.reference.errors import ApiError
 
 
@@ -15,7 +16,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object; raises `ApiError` 400 `invalid_json`."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except unreadable.JSON as error:
         raise ApiError(f"the body is not valid JSON: {error}", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError("the body must be a JSON object", code="invalid_json")

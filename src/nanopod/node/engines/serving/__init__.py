@@ -1,5 +1,1 @@
 """Our own model server: scikit-learn, XGBoost, LightGBM, ONNX, TorchScript, Hugging Face; by V1, V2 and OpenAI."""
-
-from nanopod.node.engines.serving.engine import ServerEngine
-
-__all__ = ["ServerEngine"]

@@ -9,6 +9,8 @@ from typing import Any, Final
 
 import msgspec
 
+from nanopod.model import unreadable
+
 JSON: Final[Mapping[str, str]] = {"content-type": "application/json"}
 INFLATED_BYTES_MAX: Final = 128 << 20
 encode: Final = msgspec.json.Encoder().encode
@@ -61,7 +63,7 @@ def json_object(body: bytes) -> dict[str, Any]:
     """The body as a JSON object, whatever its content type. Raises `Refused` 400."""
     try:
         value = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except unreadable.JSON as error:
         raise Refused(400, f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise Refused(400, "the body must be a JSON object")

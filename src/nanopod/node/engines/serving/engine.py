@@ -10,10 +10,10 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
@@ -32,6 +32,9 @@ from nanopod.node.engines.serving.tensors import Tensor
 
 BATCH_ROWS_MAX: Final = 32
 BATCH_WAIT_MS: Final = 50.0
+INLINE_BYTES_MAX: Final = 64 << 10
+"""Bodies up to this size are read on the loop."""
+Made = TypeVar("Made")
 _log: Final = logging.getLogger(__name__)
 
 
@@ -126,7 +129,7 @@ class ServerEngine:
         """A whole answer to any request; never raises."""
         where = place(path)
         try:
-            found = await self._answer(where, method, path, headers, inflated(body, headers))
+            found = await self._answer(where, method, path, headers, await _read(inflated, body, headers))
         except Refused as refused:
             found = refused.answer()
         except Exception as error:
@@ -166,10 +169,11 @@ class ServerEngine:
             self._repository.entry(name)
             raise Refused(501, "versions of models are not served: leave out /versions/ and name the model")
         if action == "predict":
-            return v1.answer(await self._rows(name, v1.instances(body), self._repository.predictor(name)))
+            predictor = self._repository.predictor(name)
+            return v1.answer(await self._rows(name, await _read(v1.instances, body), predictor))
         if action == "infer":
             predictor = self._repository.predictor(name)
-            asked = v2.parse(body, headers)
+            asked = await _read(v2.parse, body, headers)
             return v2.answer(name, asked, await self._infer(name, asked.inputs, predictor))
         if action == "explain":
             self._repository.entry(name)
@@ -252,6 +256,13 @@ class ServerEngine:
         lines += ["# TYPE nanopod_model_running gauge", f"nanopod_model_running {load.running}"]
         lines += ["# TYPE nanopod_model_waiting gauge", f"nanopod_model_waiting {load.waiting}"]
         return ("\n".join(lines) + "\n").encode()
+
+
+async def _read(call: Callable[..., Made], body: bytes, *more: Any) -> Made:
+    """`call(body, *more)`: large bodies on a thread, for the worker's loop has others to serve."""
+    if len(body) <= INLINE_BYTES_MAX:
+        return call(body, *more)
+    return await asyncio.to_thread(call, body, *more)
 
 
 def _cut(made: Any, counts: Sequence[int]) -> list[Any]:

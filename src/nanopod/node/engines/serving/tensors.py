@@ -7,6 +7,7 @@ of the head; a BYTES element is its length in 4 bytes, then so many bytes.
 from __future__ import annotations
 
 import math
+import reprlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,8 @@ DTYPES: Final[Mapping[str, str]] = {
 """NumPy's name of each datatype; BYTES are objects."""
 NAMES: Final[Mapping[str, str]] = {np.dtype(code).str: name for name, code in DTYPES.items()}
 DIMENSIONS_MAX: Final = 32
+SIZE_MAX: Final = 1 << 48
+"""Product of the sizes of a shape."""
 BINARY_SIZE: Final = "binary_data_size"
 
 
@@ -93,8 +96,10 @@ def taken(spec: Any, binary: bytes | None) -> Tensor:
         or len(shape) > DIMENSIONS_MAX
         or any(type(size) is not int or size < 0 for size in shape)
     ):
-        raise Refused(400, f"input {name}: shape must be a list of sizes from 0 up, found {shape!r}")
+        raise Refused(400, f"input {name}: shape must be a list of sizes from 0 up, found {reprlib.repr(shape)}")
     count = math.prod(shape)
+    if math.prod(size or 1 for size in shape) > SIZE_MAX:  # an array without elements has limits as well
+        raise Refused(400, f"input {name}: its shape {reprlib.repr(shape)} is too large")
     if binary is not None:
         flat = _from_binary(name, datatype, binary, count)
     elif "data" not in spec:

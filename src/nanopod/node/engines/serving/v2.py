@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,6 +11,7 @@ from nanopod.node.engines.serving.answers import JSON, Answer, Refused, encode, 
 from nanopod.node.engines.serving.tensors import BINARY_SIZE, Tensor, flat, packed, taken
 
 HEADER_LENGTH: Final = "inference-header-content-length"
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
 EXTENSIONS: Final = ("binary_tensor_data", "model_repository", "model_repository(unload_dependents)")
 
 
@@ -59,8 +61,9 @@ def parse(body: bytes, headers: Mapping[str, str]) -> Inference:
 def _split(body: bytes, length: str | None) -> tuple[bytes, bytes]:
     if length is None:
         return body, b""
-    if not length.isascii() or not length.isdigit() or int(length) > len(body):
-        raise Refused(400, f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes, found {length!r}")
+    if not _LENGTH.fullmatch(length) or int(length) > len(body):
+        text = f"{HEADER_LENGTH} must be a number up to the body's {len(body)} bytes, found {length[:40]!r}"
+        raise Refused(400, text)
     return body[: int(length)], body[int(length) :]
 
 

@@ -120,6 +120,8 @@ class Link:
     detail: str
     kv_use: float = -1.0
     queued: int = 0
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Of a model server, {model: "" once it is ready, else why it is not}."""
 
 
 class Live:
@@ -228,7 +230,7 @@ class Live:
     def _rewound(self, load: Load, gateway_id: str) -> None:
         """A gateway's clock was far ahead and is right again: its time of then would hide all that comes."""
         for times in (load.taken, load.counted_at, load.unsaved, self._heard, self._acked):
-            times.pop(gateway_id, None)  # type: ignore[attr-defined]
+            times.pop(gateway_id, None)
 
     def _count(self, load: Load, sample: EndpointSample, at: float) -> None:
         """What ended, for rollouts and for whoever watches the cloud."""
@@ -303,7 +305,8 @@ class Live:
         before = self.ready(state.instance_id, state.epoch)
         if state.linked:
             link = Link(
-                *(state.epoch, state.ready, state.in_flight, state.perf, state.detail, state.kv_use, state.queued)
+                *(state.epoch, state.ready, state.in_flight, state.perf, state.detail, state.kv_use, state.queued),
+                models=state.models,
             )
             self.links.setdefault(state.instance_id, {})[gateway_id] = link
         else:

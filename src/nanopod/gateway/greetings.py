@@ -43,6 +43,8 @@ class Hello(msgspec.Struct, frozen=True):
     gpu: str = ""
     """Model of its GPUs; "": it has none."""
     region: str = ""
+    models: dict[str, str] | None = None
+    """As in `State`."""
 
 
 class State(msgspec.Struct, frozen=True):
@@ -59,6 +61,8 @@ class State(msgspec.Struct, frozen=True):
     """Share of its engine's key-value cache that is in use, 0 to 1; -1: the engine does not say."""
     queued: int = 0
     """Requests that wait inside its engine."""
+    models: dict[str, str] | None = None
+    """Of a model server, {model: "" once it is ready, else why it is not}; None: it does not say."""
 
 
 decode_hello: Final = msgspec.json.Decoder(Hello).decode

@@ -184,6 +184,8 @@ class WorkerState(Message, frozen=True, tag="worker_state"):
     """Share of its key-value cache that is in use, 0 to 1; -1: its engine does not say."""
     queued: int = 0
     """Requests that wait inside its engine."""
+    models: dict[str, str] = {}
+    """Of a model server, {model: "" once it is ready, else why it is not}."""
 
 
 class MeterRecord(msgspec.Struct, frozen=True, array_like=True):

@@ -18,9 +18,10 @@ from model_stage import FAR, NEAR, X, ask, json_of, lightgbm_model, onnx_model, 
 from nanopod.model.endpoint import LoadedModel, ModelSpec, StorageSpec
 from nanopod.node.engines import command
 from nanopod.node.engines.base import Engine
+from nanopod.node.engines.serving import formats, fronted
 from nanopod.node.engines.serving.answers import Refused, inflated
 from nanopod.node.engines.serving.batching import Batcher
-from nanopod.node.engines.serving.engine import ServerEngine, formats, fronted
+from nanopod.node.engines.serving.engine import ServerEngine
 from nanopod.node.engines.serving.formats import LoadFailed
 from nanopod.node.engines.serving.paths import Place, place
 

@@ -74,13 +74,22 @@ class Asked(Job):
     """A request as its caller sees it: the connection's exchange and the pool's job at once."""
 
     __slots__ = (
-        "_began", "_body", "_body_parts", "_body_size", "_chunks", "_comment_at", "_compute_us", "_created",
-        "_data_seen", "_deadline", "_delivered", "_events", "_failures", "_fingerprint", "_first_at", "_generation",
-        "_gw", "_head", "_held", "_instance_id", "_key", "_kind", "_last_at", "_moves", "_outputs", "_owed",
-        "_parked_s", "_parked_since", "_progress_at", "_prompt_ids", "_response_id", "_revision_id", "_seed", "_sse",
-        "_state", "_status", "_tries", "_wait_deadline", "_wishes", "_worker_headers", "arrival", "connection",
+        "_began", "_body", "_body_parts", "_body_size", "_comment_at", "_compute_us", "_deadline", "_delivered",
+        "_fingerprint", "_first_at", "_generation", "_gw", "_head", "_held", "_instance_id", "_key", "_kind",
+        "_last_at", "_outputs", "_owed", "_parked_s", "_parked_since", "_progress_at", "_prompt_ids", "_revision_id",
+        "_seed", "_sse", "_state", "_status", "_wait_deadline", "_wishes", "_worker_headers", "arrival", "connection",
         "record_id", "shown_id",
     )  # fmt: skip
+
+    # What few requests have; see `Job`.
+    _chunks: tuple[int, ...] | None = None
+    """Of the prompt that is to be continued."""
+    _tries: int = 0
+    _moves: int = 0
+    _failures: int = 0
+    _data_seen: frozenset[bytes] = frozenset()
+    """What stands for no tokens and was delivered."""
+    _events: Events | None = None
 
     def __init__(
         self, gateway: Gateway, connection: HttpConnection, head: Head, body: bytes, key: KeyRow, pool: Pool, kind: str,
@@ -91,7 +100,6 @@ class Asked(Job):
         self.connection: HttpConnection | None = connection
         self._head = head
         self._body = body
-        self._chunks: tuple[int, ...] | None = None
         self._key = key
         self._kind = kind
         self._wishes = wishes
@@ -107,28 +115,21 @@ class Asked(Job):
         """The head of the answer went out."""
         self._delivered = False
         """Bytes of the answer itself went out: another worker can only continue, not start anew."""
-        self._tries = 0
-        self._moves = 0
-        self._failures = 0
         self._status = 0
         self._worker_headers: dict[str, str] = {}
         self._prompt_ids: bytes = b""
         self._outputs: list[array[int]] = []
         self._held: list[bytes] = []
-        self._data_seen: set[bytes] = set()
         self._body_parts: list[bytes] = []
         self._body_size = 0
         self._owed = 0
         self._compute_us = 0
-        self._events: Events | None = None
         self._first_at = 0.0
         self._last_at = gateway.now
         self._progress_at = 0.0
         self._instance_id = ""
         self._revision_id = pool.route.revision_id
         self._seed = wishes.seed if wishes.seed is not None else random.getrandbits(63)
-        self._response_id = ("cmpl-" if kind == "completion" else "chatcmpl-") + self.record_id[4:]
-        self._created = int(self.arrival)
         self._fingerprint = "fp_" + pool.route.revision_id[-12:]
         self._parked_since = gateway.now
         self._parked_s = 0.0

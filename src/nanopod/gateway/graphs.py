@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 RUNNING_MAX: Final = 4096
 DEPTH_MAX: Final = 8
 """Graphs that are steps of one another."""
+STEPS_MAX: Final = 1000
+"""Steps of one request, those of inner nodes and graphs included."""
 _json: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 _log = logging.getLogger(__name__)
@@ -122,6 +124,7 @@ class GraphRun:
         self._route = route
         self._hops: set[Hop] = set()
         self._task: asyncio.Task[None] | None = None
+        self._steps = 0
 
     def start(self) -> None:
         """Set off. Raises `Failed` when too many are on their way."""
@@ -155,6 +158,8 @@ class GraphRun:
         try:
             async with asyncio.timeout(graph.timeout_s):
                 answer = await self._graph(graph, self._body, 0)
+            if self._steps > STEPS_MAX:
+                answer = _failed(508, f"the request takes more than {STEPS_MAX} steps: nodes or graphs multiply")
         except TimeoutError:
             answer = _failed(504, f"the graph took longer than its limit of {graph.timeout_s:g} s")
         except asyncio.CancelledError:
@@ -181,6 +186,9 @@ class GraphRun:
         return await self._node(graph, graph.nodes[ROOT], body, depth)
 
     async def _node(self, graph: GraphSpec, node: GraphNode, body: bytes, depth: int) -> Answer:
+        self._steps += len(node.steps) if node.router in ("Sequence", "Ensemble") else 1
+        if self._steps > STEPS_MAX:
+            return _failed(508, "too many steps")
         match node.router:
             case "Sequence":
                 return await self._sequence(graph, node.steps, body, depth)

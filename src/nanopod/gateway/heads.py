@@ -12,7 +12,6 @@ import httptools
 import msgspec
 
 from nanopod.model.errors import NanopodError
-from nanopod.model.wire import KeyRow
 
 HEAD_BYTES_MAX: Final = 65_536
 HEADERS_MAX: Final = 100
@@ -69,8 +68,8 @@ class Head:
         self.expects = False
         self.upgrade = ""
         self.authorization = ""
-        self.way: tuple[object, KeyRow, Any] | None = None
-        """(tables' mark, key, route) of requests for an endpoint, while the tables are those; see `Surface.route`."""
+        self.way: tuple[object, Any] | None = None
+        """(tables' mark, route) of requests for an endpoint, while the tables are those; see `Surface.route`."""
         self.wait_s: float | None = None
         """How long its sender can wait for a worker; None: not worked out yet."""
         self.opening: tuple[type, str, bytes] | None = None
@@ -243,7 +242,8 @@ def request_id_of(head: Head) -> str | None:
 
 def fit(headers: dict[str, str]) -> dict[str, str]:
     """A worker's headers without values that cannot be one line: they would end the answer and begin another."""
-    if all(_VALUE.fullmatch(value) for value in headers.values()):
+    text = "".join(headers.values())
+    if text.isascii() and text.isprintable():
         return headers
     return {name: value for name, value in headers.items() if _VALUE.fullmatch(value)}
 

@@ -136,12 +136,13 @@ class Request(Asked):
             opening = self._head.opening = self._open_common()
         shown = self.shown_id
         shown = f'"{shown}"' if shown is self.record_id else _json(shown).decode()
+        response_id = ("cmpl-" if self._kind == "completion" else "chatcmpl-") + self.record_id[4:]
         timeout_s = max(0.1, self._deadline - self._gw.now)
         head = (
             opening[2]
             + (
                 f'"x-request-id":{shown}}},"timeout_s":{timeout_s},"attempt":{{"request_id":"{self.record_id}",'
-                f'"epoch":{self.epoch},"response_id":"{self._response_id}","created":{self._created},'
+                f'"epoch":{self.epoch},"response_id":"{response_id}","created":{int(self.arrival)},'
                 f'"system_fingerprint":"{self._fingerprint}","seed":{self._seed}'
             ).encode()
         )
@@ -305,8 +306,8 @@ class Request(Asked):
 
     def _deliver_held(self) -> None:
         held, self._held = self._held, []
+        self._data_seen = self._data_seen.union(held)
         for data in held:
-            self._data_seen.add(data)
             if self.connection is not None:
                 self.connection.piece(data)
         self._delivered = True

@@ -114,8 +114,8 @@ class Surface:
     def route(self, connection: HttpConnection, head: Head) -> Routed | None:
         """(streamer, handler, refusal, body limit) for a request; None when it was upgraded."""
         gw, way = self._gw, head.way
-        if way is not None and way[0] is gw.tables.mark and not gw.meter.full and not tables.key_expired(way[1]):
-            known: Routed = way[2]
+        if way is not None and way[0] is gw.tables.mark and not gw.meter.full:
+            known: Routed = way[1]
             return known
         limit = heads.BODY_BYTES_MAX
         try:
@@ -154,8 +154,9 @@ class Surface:
         return self._proxy, None, None, self.body_limit(head)
 
     def keep(self, head: Head, key: KeyRow, routed: Routed) -> Routed:
-        """Let later requests with this head go the same way, as long as the tables and the key allow it."""
-        head.way = (self._gw.tables.mark, key, routed)
+        """Let later requests with this head go the same way while the tables are these; `key` allowed it."""
+        if key.expires_at is None:
+            head.way = (self._gw.tables.mark, routed)
         return routed
 
     # --- checks before the body ---
@@ -279,9 +280,10 @@ class Surface:
         self.may_ask(key)
         gw, kind, generation = self._gw, INFERENCE[head.path], head.path in GENERATION
         meant = to.name if to is not None else ""
+        read = _read_form if head.headers.get("content-type", "").startswith("multipart/form-data") else _read
 
         def ask(connection: HttpConnection, _: Head, body: bytes) -> None:
-            wishes, model = _read(head, body, meant)
+            wishes, model = read(body, meant)
             route = to or gw.tables.model(key.workspace_id, model)
             if route is None or not tables.may_use(key, route):
                 known = gw.tables.models.get(key.workspace_id, {})
@@ -368,15 +370,18 @@ def _no_model(model: str, known: list[str]) -> Failed:
     return heads.invalid("model_not_found", f"The model `{model}` does not exist here; there is {names}.", "model", 404)
 
 
-def _read(head: Head, body: bytes, model: str = "") -> tuple[Wishes, str]:
-    """What the body says about its way: (wishes, model). `model`: what is meant where the body names none."""
-    if head.headers.get("content-type", "").startswith("multipart/form-data"):
-        found = _FORM_MODEL.search(body)
-        if found is None:
-            if model:
-                return Wishes(), model
-            raise heads.invalid("missing_required_parameter", "the form has no field `model`", "model")
+def _read_form(body: bytes, model: str) -> tuple[Wishes, str]:
+    """As `_read`, of a form."""
+    found = _FORM_MODEL.search(body)
+    if found is not None:
         return Wishes(), found[1].decode(errors="replace")
+    if not model:
+        raise heads.invalid("missing_required_parameter", "the form has no field `model`", "model")
+    return Wishes(), model
+
+
+def _read(body: bytes, model: str) -> tuple[Wishes, str]:
+    """What the body says about its way: (wishes, model). `model`: what is meant where the body names none."""
     try:
         fields = _decode_body(body)
     except msgspec.ValidationError:

@@ -241,8 +241,8 @@ class ScaleSpec:
     max_queue_time: float = 30.0
     target_queue_time: float = 10.0
     inactivity_timeout: float | None = None
-    """Idle seconds before zero is allowed; 0: at once; None or negative: never. Zero also needs `cold_workers` and
-    `min_load` to be 0."""
+    """Idle seconds before zero; 0: as soon as nobody waits; negative: never; None: by the retention period, else ten
+    times what a start takes. Zero also needs `min_load` and `min_scale` to be 0."""
     target_concurrency: float | None = None
     """Requests in flight that one worker should have; None: what its slots allow, times `target_util`."""
     spot: bool = True

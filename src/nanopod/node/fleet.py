@@ -16,7 +16,19 @@ from typing import Any, Final
 from nanopod.model.endpoint import Failure, InstanceSpec, ObservedInstance
 from nanopod.model.layout import Layout
 from nanopod.model.wire import SecretValues, ShutdownNotice
-from nanopod.node import bundle, environment, files, guests, launch, leftovers, preparing, records, secrets, updates
+from nanopod.node import (
+    bundle,
+    environment,
+    files,
+    guests,
+    launch,
+    leftovers,
+    preparing,
+    records,
+    remodelled,
+    secrets,
+    updates,
+)
 from nanopod.node.held import Held, NotRunning
 from nanopod.node.inventory import Inventory
 from nanopod.node.machine import (
@@ -224,6 +236,9 @@ class Fleet:
             if not held.swapping:
                 held.swapping = True
                 self._spawn(self._swap(held))
+        elif remodelled.is_change(held.spec, spec):
+            held.coming = spec
+            self._remodel(held)
         held.wanted, held.forget_at = True, None
         if held.life.state == "queued" and not held.begun:
             held.begun = True
@@ -239,6 +254,9 @@ class Fleet:
                 _log.info("instance=%s new code needs a new worker: %s", spec.instance_id, why)
                 await launch.ask(held.directory, "stop", reason=f"its new code needs a new worker: {why}")
         held.swapping = False
+
+    def _remodel(self, held: Held) -> None:
+        preparing.remodel(held, self.storage, self._layout, self.ask, self._spawn)
 
     def _unwanted(self, held: Held, reason: str) -> None:
         first, held.wanted = held.wanted, False
@@ -293,6 +311,10 @@ class Fleet:
             self._on_change()
             if life.state == "running":
                 self._spawn(self._attend(held))
+                if held.coming is not None and held.spec.app.kind == "model":
+                    self._remodel(held)
+            elif held.models is not None:
+                held.models.end()
         if life.state not in ("queued", "preparing", "starting"):
             held.settled.set()
         for instruction in instructions:

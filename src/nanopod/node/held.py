@@ -11,6 +11,7 @@ from typing import Any
 from nanopod.model.endpoint import InstanceSpec, ObservedInstance
 from nanopod.node import guests, records
 from nanopod.node.machine import Life
+from nanopod.node.remodelled import Remodelled
 
 
 class NotRunning(OSError):
@@ -39,7 +40,7 @@ class Held:
     doomed: bool = False
     """Its time is over: it gets no grace."""
     coming: InstanceSpec | None = None
-    """Newer code for this very epoch, to be swapped in."""
+    """Newer code, or other models, for this very epoch: taken once it runs."""
     swapping: bool = False
     python: str = ""
     """The interpreter of its worker."""
@@ -47,6 +48,10 @@ class Held:
     """Libraries that its file imports; see `zygotes`."""
     secrets: dict[str, str] = field(default_factory=dict, repr=False)
     """Variables for its next start that no file may hold; forgotten then."""
+    lacking: dict[str, str] = field(default_factory=dict)
+    """{further model: why its files cannot be had}."""
+    models: Remodelled | None = None
+    """Its models, once they were changed while it ran."""
     note: str = ""
     """What it is waiting for while it is prepared."""
     boot: guests.Watch = field(default_factory=guests.Watch)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+import json
+import threading
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from nanopod.model.endpoint import ImageSpec, InstanceSpec, StorageSpec, VolumeMount
 from nanopod.model.layout import Layout
-from nanopod.node import bundle, environment, files, guests, journal, launch, mounting, records
+from nanopod.node import bundle, environment, files, guests, journal, launch, mounting, records, secrets
 from nanopod.node.held import Held
 from nanopod.node.inventory import Inventory
+from nanopod.node.remodelled import Remodelled
 from nanopod.node.storage import furnishing, told
 from nanopod.node.storage.storage import Storage
 from nanopod.node.zygotes import libraries_of, may_fork
@@ -72,9 +76,55 @@ async def bring(
     wanted = furnishing.wanted_of(spec, more)
     await asyncio.to_thread(begin, held, around)
     try:
-        await furnishing.bring(storage, wanted, held.directory / files.STORAGE, settings, tell, held.stop)
+        root = held.directory / files.STORAGE
+        await furnishing.bring(storage, wanted, root, settings, tell, held.stop, held.lacking)
     finally:
         held.note = ""
+
+
+async def further(
+    storage: Storage, layout: Layout, directory: Path, spec: InstanceSpec, name: str, ask: secrets.Ask | None,
+    stop: threading.Event,
+) -> Path:  # fmt: skip
+    """Have the files of a further model of an instance that runs; where they are.
+
+    Raises `StorageFailed` and `EnvironmentFailed`, and `GivenUp` once `stop` is set.
+    """
+    image = spec.app.image
+    values = await secrets.values_of(image, spec.instance_id, ask, furnishing.secrets_of(spec))
+    env = dict(values.env) if values is not None else {}
+    pairs = values.mounts if values is not None else {}
+
+    def settings(one: StorageSpec) -> dict[str, str]:
+        return furnishing.settings_of(one, image.env, env, pairs.get(one.secret, {}))
+
+    return await furnishing.add(storage, layout, spec, directory, name, settings, stop)
+
+
+def remodel(
+    held: Held, storage: Storage, layout: Layout, ask: secrets.Ask | None,
+    spawn: Callable[[Coroutine[Any, Any, None]], None],
+) -> None:  # fmt: skip
+    """Have an instance go on with the other models of `Held.coming`; one that is not prepared yet begins with them.
+
+    While it is prepared and started nothing is done: it is to be called again once it runs.
+    """
+    spec = held.coming
+    if spec is None or held.life.state not in ("queued", "running"):
+        return
+    old, held.spec, held.coming = held.spec, spec, None
+    if held.life.state == "queued":
+        return
+    if held.models is None:
+
+        async def fetch(spec: InstanceSpec, name: str, stop: threading.Event) -> Path:
+            return await further(storage, layout, held.directory, spec, name, ask, stop)
+
+        async def give_up(why: str) -> None:
+            await launch.ask(held.directory, "stop", reason=why)
+
+        held.models = Remodelled(held.directory, old, fetch, spawn, give_up)
+    held.models.want(spec)
 
 
 def prepare(held: Held, around: Surroundings, pairs: Mapping[str, Mapping[str, str]]) -> None:
@@ -106,7 +156,10 @@ def _prepare(held: Held, around: Surroundings, pairs: Mapping[str, Mapping[str, 
         app.mkdir(exist_ok=True)
     placed = mounting.furnish(layout, spec, directory, pairs) if image.volumes else {}
     wanted = furnishing.wanted_of(spec)
-    stored, notes = furnishing.mount(layout, spec, directory, wanted, directory / files.STORAGE, app)
+    root = directory / files.STORAGE
+    stored, notes = furnishing.mount(layout, spec, directory, wanted, root, app, held.lacking)
+    if held.lacking:
+        stored[told.LACKING] = json.dumps(held.lacking)
     ready = environment.prepare(image, layout.environments, directory, local=around.local, stop=held.stop)
     if said := (*notes, *ready.notes):
         with open(directory / files.LOG, "a") as log:

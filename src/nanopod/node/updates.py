@@ -36,7 +36,7 @@ async def swap(directory: Path, spec: InstanceSpec, layout: Layout) -> str:
     place = directory / files.NEXT
     try:
         await asyncio.to_thread(bundle.unpack, layout.blob(spec.app.bundle), spec.app.bundle, place, ())
-        answer = await _ask(directory, {"files": str(place), "revision": spec.revision_id})
+        answer = await ask(directory, {"files": str(place), "revision": spec.revision_id})
     except (bundle.BundleError, OSError, ValueError, TimeoutError) as error:
         return f"{type(error).__name__}: {error}"
     finally:
@@ -50,7 +50,11 @@ async def swap(directory: Path, spec: InstanceSpec, layout: Layout) -> str:
     return ""
 
 
-async def _ask(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
+async def ask(directory: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """Ask a running worker on its socket; `error` in the answer says what it could not do.
+
+    Raises OSError or TimeoutError.
+    """
     fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         async with asyncio.timeout(ANSWER_S_MAX):

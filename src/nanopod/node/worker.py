@@ -109,6 +109,21 @@ async def serve_functions(start: Start, link: Link, serving: Any, ending: Ending
         raise StartFailed(ending.failure)
 
 
+async def _remodelling(serving: Any) -> Any:
+    """What has a model server load other models while it runs; None for other engines."""
+    app = serving.start.instance.app
+    if app.model is None or app.model.engine != "server":
+        return None
+    from nanopod.node.runtime.remodelling import Remodelling, server_of
+
+    server = server_of(serving.engine)
+    if server is None:
+        return None
+    swaps = Remodelling(Path(os.environ["NANOPOD_INSTANCE_DIR"]), serving, server)
+    await swaps.open()
+    return swaps
+
+
 async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) -> None:
     """Engine, requests, drain. The link is dialled only once the engine's capabilities are known."""
     from nanopod.node.runtime.hosting import start_engine
@@ -127,6 +142,7 @@ async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) ->
 
     limit_s = exit_limit_s(instance.grace_s)
     watching: asyncio.Task[None] | None = None
+    swaps = await _remodelling(serving)
     try:
         if await _until_asked(ending, load()):
             serving.caps = engine.caps
@@ -143,6 +159,8 @@ async def serve_model(start: Start, link: Link, serving: Any, ending: Ending) ->
     finally:
         if watching is not None:
             watching.cancel()
+        if swaps is not None:
+            swaps.close()
         serving.is_draining = True
         serving.tell()
         await serving.drain(0.0 if ending.failure or serving.fenced else instance.stop_s - limit_s)

@@ -61,7 +61,7 @@ def test_a_preempted_worker_is_told_and_replaced(t: Any, module: Any, marks: Pat
     assert t.preempt(notice=1.0) == gone[0]
     eventually(lambda: marks.exists() and "preempted (injected)" in marks.read_text(), "the hook is told")
     eventually(lambda: module.pid.remote() != before, "another worker answers")
-    eventually(lambda: t.workers() and t.workers() != gone, "another worker is there")
+    eventually(lambda: (now := t.workers()) and gone[0] not in now, "another worker is there, and it is not")
 
 
 def test_a_killed_worker_comes_back(t: Any, module: Any) -> None:

@@ -1,7 +1,7 @@
 """A load generator that others wrote, against a whole cloud: every request is answered, and it can read every answer.
 
 Its package and torch are more than a gigabyte, so it is installed (once, in an environment of its own) only in
-continuous integration or when NANOPOD_LOAD_GENERATORS is set.
+continuous integration or when LOAD_GENERATORS is set.
 """
 
 from __future__ import annotations
@@ -9,41 +9,29 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 from bench.cloud import Cloud
+from bench.peers import Unavailable, python_with
 
 VERSION = "0.8.1"
 TORCH = "2.13.0"
-ROOT = Path(__file__).parents[3]
-PEERS = Path(os.environ.get("NANOPOD_PEERS") or ROOT / ".venv" / "peers")
-INSTALL_S_MAX = 400
 RUN_S_MAX = 200
 REQUESTS = 40
-WANTED = os.environ.get("CI") or os.environ.get("NANOPOD_LOAD_GENERATORS")
+pytestmark = pytest.mark.timeout(700)
+WANTED = os.environ.get("CI") or os.environ.get("LOAD_GENERATORS")
 
 
 @pytest.fixture(scope="module")
 def guidellm() -> Path:
-    """The command."""
-    home = PEERS / f"guidellm-{VERSION}"
-    command = home / "bin" / "guidellm"
-    if (home / "ready").exists():
-        return command
-    venv.create(home, with_pip=True, clear=True)
-    packages = [f"guidellm=={VERSION}", f"torch=={TORCH}"]
+    """The command, in an environment of its own."""
     try:
-        subprocess.run(
-            [str(home / "bin" / "python"), "-m", "pip", "install", "-q", "--disable-pip-version-check", *packages],
-            check=True, timeout=INSTALL_S_MAX, capture_output=True, text=True,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"guidellm cannot be installed: {error.stderr[-300:]}")
-    (home / "ready").touch()
-    return command
+        python = python_with(f"guidellm-{VERSION}", (f"guidellm=={VERSION}", f"torch=={TORCH}"))
+    except Unavailable as error:
+        pytest.skip(str(error))
+    return python.with_name("guidellm")
 
 
 @pytest.fixture
@@ -75,7 +63,7 @@ def tokenizer(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.skipif(not WANTED, reason="set NANOPOD_LOAD_GENERATORS=1 to install guidellm and torch for this")
+@pytest.mark.skipif(not WANTED, reason="set LOAD_GENERATORS=1 to install guidellm and torch for this")
 def test_guidellm_finishes_without_an_error(guidellm: Path, tokenizer: Path, tmp_path: Path) -> None:
     with Cloud() as cloud:
         cloud.serve()

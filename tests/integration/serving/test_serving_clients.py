@@ -8,21 +8,18 @@ import subprocess
 import sys
 import threading
 import urllib.request
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.peers import Unavailable, python_with
 from model_stage import onnx_model, sklearn_model
 from stage import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
-ROOT = Path(__file__).parents[3]
-PEERS = Path(os.environ.get("NANOPOD_PEERS") or ROOT / ".venv" / "peers")
 SCRIPTS = Path(__file__).parent / "clients"
-INSTALL_S_MAX = 300
 
 
 @dataclass(frozen=True)
@@ -51,21 +48,11 @@ class Cloud:
 
 
 def peer(package: str, version: str, extra: str = "") -> Path:
-    """An interpreter that has a genuine package; installed once, skipped where the registry cannot be reached."""
-    home = PEERS / f"{package}-{version}"
-    python = home / "bin" / "python"
-    if (home / "ready").exists():
-        return python
-    venv.create(home, with_pip=True, clear=True)
+    """An interpreter that has a genuine package; skipped where the registry cannot be reached."""
     try:
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", f"{package}{extra}=={version}"],
-            check=True, timeout=INSTALL_S_MAX, capture_output=True, text=True,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"{package} cannot be installed: {error.stderr[-300:]}")
-    (home / "ready").touch()
-    return python
+        return python_with(f"{package}-{version}", (f"{package}{extra}=={version}",))
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")

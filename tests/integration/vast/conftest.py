@@ -7,17 +7,14 @@ import os
 import subprocess
 import sys
 import threading
-import venv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from bench.peers import Unavailable, python_with
 
 VERSION = "1.9.1"
-ROOT = Path(__file__).parents[3]
-PEERS = Path(os.environ.get("NANOPOD_PEERS") or ROOT / ".venv" / "peers")
-INSTALL_S_MAX = 240
 SCRIPT_S_MAX = 100
 
 
@@ -52,20 +49,10 @@ class Cloud:
 @pytest.fixture(scope="session")
 def vast_python() -> Path:
     """An interpreter that has the genuine package; installed once, skipped where the registry cannot be reached."""
-    home = PEERS / f"vastai-{VERSION}"
-    python = home / "bin" / "python"
-    if (home / "ready").exists():
-        return python
-    venv.create(home, with_pip=True, clear=True)
     try:
-        subprocess.run(
-            [str(python), "-m", "pip", "install", "-q", "--disable-pip-version-check", f"vastai=={VERSION}"],
-            check=True, timeout=INSTALL_S_MAX, capture_output=True, text=True,
-        )  # fmt: skip
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"vastai cannot be installed: {error.stderr[-300:]}")
-    (home / "ready").touch()
-    return python
+        return python_with(f"vastai-{VERSION}", (f"vastai=={VERSION}",))
+    except Unavailable as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

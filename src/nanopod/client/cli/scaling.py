@@ -80,7 +80,8 @@ def facts(found: Mapping[str, Any]) -> list[tuple[str, Any]]:
     counted += f", {said.get('starting', 0)} starting, {said.get('cold', 0)} hibernated"
     lines.append(("scaling", counted))
     if said.get("waiting"):
-        lines.append(("waiting", f"{said['waiting']} requests, the first for {said.get('oldest_wait_s', 0):.1f} s"))
+        several = "requests" if said["waiting"] != 1 else "request"
+        lines.append(("waiting", f"{said['waiting']} {several}, the first for {said.get('oldest_wait_s', 0):.1f} s"))
     if said.get("panic_since"):
         lines.append(("panic", f"since {show.when(said['panic_since'])}: the count does not fall"))
     limits = [f"at least {bounds.get('min', 0)}"]

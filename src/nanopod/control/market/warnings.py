@@ -40,6 +40,11 @@ def told(instance: Instance) -> Warned | None:
     return Warned(kept["at"], tuple(kept["leads_s"]))
 
 
+def of_market(instance: Instance) -> bool:
+    """False when somebody else announced its end (a fault on purpose): no bought time takes that back."""
+    return not instance.warned or "by" not in json.loads(instance.warned)
+
+
 def _warn(trading: Trading, capacity_id: str, sku_id: str, running: list[Instance]) -> None:
     exchange = trading.exchange(sku_id)
     holding = exchange.holdings.get(capacity_id)
@@ -49,6 +54,8 @@ def _warn(trading: Trading, capacity_id: str, sku_id: str, running: list[Instanc
     until = managed_until(trading, procurement, exchange.block)
     notice_s = _notice_s(trading, sku_id)
     for instance in running:
+        if not of_market(instance):
+            continue
         end = ends[instance.instance_id]
         before = told(instance)
         at = None if end is None else end * trading.block_s

@@ -69,6 +69,8 @@ class Serving:
         self.caps = Caps()
         self.engine_load: tuple[int, float] | None = None
         """(requests that wait inside the engine, share of its key-value cache in use) as they were told last."""
+        self.models: dict[str, str] | None = None
+        """Of a model server, {model: "" once it is ready, else why it is not}; replaced as a whole."""
         self.fenced = ""
         self.on_end: Callable[[], None] = lambda: None
         """Called on the loop when the worker is fenced."""
@@ -96,6 +98,8 @@ class Serving:
             state["perf"] = self.perf
         if self.engine_load is not None:
             state["queued"], state["kv_use"] = self.engine_load
+        if self.models is not None:
+            state["models"] = self.models
         if self.benchmark:
             state["benchmark"] = self.benchmark
             state["detail"] = "; ".join(_in_words(name, told) for name, told in self.benchmark.items())
@@ -132,6 +136,7 @@ class Serving:
             "calls": [],
             "gpu": self.start.gpu,
             "region": self.start.region,
+            "models": self.models,
         }
 
     def on_release(self, call_ids: list[bytes]) -> None:

@@ -27,6 +27,7 @@ from nanopod.model import bodies
 from nanopod.node import files
 
 REQUEST_S_MAX: Final = 5.0
+REQUEST_BYTES_MAX: Final = 16 << 20
 _log: Final = logging.getLogger(__name__)
 
 
@@ -163,7 +164,7 @@ class Swaps:
             listener.bind(f"/proc/self/fd/{fd}/{files.SWAP}")
             os.chmod(self._directory / files.SWAP, 0o600)
             listener.listen(4)
-            self._server = await asyncio.start_server(self._talk, sock=listener)
+            self._server = await asyncio.start_server(self._talk, sock=listener, limit=REQUEST_BYTES_MAX)
         except OSError as error:
             listener.close()
             _log.warning("new code will need a new worker: %s", error)
@@ -181,14 +182,19 @@ class Swaps:
         instance = dataclasses.replace(start.instance, revision_id=revision_id)
         self._serving.start = msgspec.structs.replace(start, instance=instance)
 
+    def _take(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Do what was asked for; what is answered. Raises `Refused`."""
+        names = swap(self._root, read_files(Path(request["files"])))
+        _log.info("new code: %s", ", ".join(names) or "nothing that runs changed")
+        return {"functions": names}
+
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         answer: dict[str, Any]
         try:
             async with asyncio.timeout(REQUEST_S_MAX):
                 request = json.loads(await reader.readline())
-            answer = {"functions": swap(self._root, read_files(Path(request["files"])))}
+            answer = self._take(request)
             self._now_of(str(request["revision"]))
-            _log.info("new code: %s", ", ".join(answer["functions"]) or "nothing that runs changed")
         except Refused as refused:
             answer = {"error": str(refused)}
         except Exception as error:

@@ -19,8 +19,9 @@ import binascii
 import contextlib
 import json
 import os
+import shutil
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -59,6 +60,8 @@ class Wanted:
     spec: StorageSpec
     path: str
     directory: str
+    model: str = ""
+    """The further model whose files these are; "": they are the instance's own."""
 
 
 def wanted_of(spec: InstanceSpec, more: Sequence[StorageSpec] = ()) -> list[Wanted]:
@@ -75,7 +78,7 @@ def wanted_of(spec: InstanceSpec, more: Sequence[StorageSpec] = ()) -> list[Want
             name = quote(further.name, safe=" ")
             if name in ("", ".", ".."):
                 raise schemes.BadUri(f"model.models.name: {further.name!r} is no name for a model")
-            found.append(Wanted(further.storage, "", f"{top}/{name}"))
+            found.append(Wanted(further.storage, "", f"{top}/{name}", further.name))
     except schemes.BadUri as error:
         raise StorageFailed(str(error)) from None
     return found
@@ -109,21 +112,42 @@ async def bring(
     settings: Callable[[StorageSpec], dict[str, str]],
     tell: Callable[[str], None],
     stop: threading.Event,
+    lacking: dict[str, str] | None = None,
 ) -> None:
     """Have the files of all storages that are fetched or written below `directory`. Raises `StorageFailed`, `GivenUp`.
 
-    What is mounted comes by `mount`, once the instance's volumes are there.
+    What is mounted comes by `mount`, once the instance's volumes are there. With `lacking` a further model that cannot
+    be had is noted there with the reason, and the others are brought all the same.
     """
     await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
     for one in wanted:
-        place = place_of(one.spec)
-        where = directory / one.directory
-        if place.scheme in FETCHED:
-            await asyncio.to_thread(where.mkdir, parents=True, exist_ok=True)
-            await storage.bring(one.spec, settings(one.spec), where, tell, stop)
-        elif place.scheme in ("config", "secret"):
-            pairs = one.spec.options if place.scheme == "config" else settings(one.spec)
-            await asyncio.to_thread(_write, one.spec, place, pairs, where)
+        with _noted(one, lacking):
+            await _bring_one(storage, one, directory, settings, tell, stop)
+
+
+@contextlib.contextmanager
+def _noted(one: Wanted, lacking: dict[str, str] | None) -> Iterator[None]:
+    """Note what goes wrong with a further model in `lacking`, where there is one."""
+    try:
+        yield
+    except StorageFailed as error:
+        if lacking is None or not one.model:
+            raise
+        lacking[one.model] = str(error)
+
+
+async def _bring_one(
+    storage: Storage, one: Wanted, directory: Path, settings: Callable[[StorageSpec], dict[str, str]],
+    tell: Callable[[str], None], stop: threading.Event,
+) -> None:  # fmt: skip
+    place = place_of(one.spec)
+    where = directory / one.directory
+    if place.scheme in FETCHED:
+        await asyncio.to_thread(where.mkdir, parents=True, exist_ok=True)
+        await storage.bring(one.spec, settings(one.spec), where, tell, stop)
+    elif place.scheme in ("config", "secret"):
+        pairs = one.spec.options if place.scheme == "config" else settings(one.spec)
+        await asyncio.to_thread(_write, one.spec, place, pairs, where)
 
 
 def _write(spec: StorageSpec, place: Place, pairs: Mapping[str, str], where: Path) -> None:
@@ -150,33 +174,85 @@ def _write(spec: StorageSpec, place: Place, pairs: Mapping[str, str], where: Pat
 
 
 def mount(
-    layout: Layout, spec: InstanceSpec, directory: Path, wanted: Sequence[Wanted], root: Path, app: Path
-) -> tuple[dict[str, str], list[str]]:
+    layout: Layout, spec: InstanceSpec, directory: Path, wanted: Sequence[Wanted], root: Path, app: Path,
+    lacking: dict[str, str] | None = None,
+) -> tuple[dict[str, str], list[str]]:  # fmt: skip
     """Link what is mounted, make the paths where that can be: (variables, notes for the log). Blocks.
 
-    `root` is where `bring` put the files, `app` the instance's working directory. Raises `StorageFailed`.
+    `root` is where `bring` put the files, `app` the instance's working directory, `lacking` as in `bring`. Raises
+    `StorageFailed`.
     """
     table: dict[str, str] = {}
     notes: list[str] = []
     crowded = {one.directory for one in wanted if any(o.directory.startswith(f"{one.directory}/") for o in wanted)}
     for one in wanted:
-        place, where = place_of(one.spec), root / one.directory
-        if place.scheme == "pvc":
-            whole = _volume(layout, spec, directory, place)
-            _lead(one.spec, place, whole, where, alone=one.directory not in crowded)
-            volume = whole if not place.path else whole.parents[place.path.count("/")]
-            notes += reach(layout, directory, Path(PVC_PATH), volume)
-            table.setdefault(PVC_PATH, str(volume))
-        elif place.scheme == "file":
-            _lead(one.spec, place, _allowed(place), where, alone=one.directory not in crowded)
+        with _noted(one, lacking):
+            alone = one.directory not in crowded
+            notes += _mount_one(layout, spec, directory, one, root / one.directory, table, alone=alone)
         if one.path:
-            table[one.path] = str(where)
-            notes += reach(layout, directory, app / one.path, where)  # an absolute path stays what it is
+            table[one.path] = str(root / one.directory)
+            notes += reach(layout, directory, app / one.path, root / one.directory)  # an absolute path stays as it is
     if not wanted:
         return {}, []
     models = [one.directory for one in wanted if one.path and not one.spec.uri.startswith(("config://", "secret://"))]
     first = models[0] if models else "models"
     return {told.DIRECTORY: str(root / first), told.TABLE: json.dumps(table)}, notes
+
+
+def _mount_one(
+    layout: Layout, spec: InstanceSpec, directory: Path, one: Wanted, where: Path, table: dict[str, str], *, alone: bool
+) -> list[str]:  # fmt: skip
+    """Link one storage, if it is such; notes for the log."""
+    place = place_of(one.spec)
+    if place.scheme == "pvc":
+        whole = _volume(layout, spec, directory, place)
+        _lead(one.spec, place, whole, where, alone=alone)
+        volume = whole if not place.path else whole.parents[place.path.count("/")]
+        table.setdefault(PVC_PATH, str(volume))
+        return reach(layout, directory, Path(PVC_PATH), volume)
+    if place.scheme == "file":
+        _lead(one.spec, place, _allowed(place), where, alone=alone)
+    return []
+
+
+async def add(
+    storage: Storage, layout: Layout, spec: InstanceSpec, directory: Path, name: str,
+    settings: Callable[[StorageSpec], dict[str, str]], stop: threading.Event,
+) -> Path:  # fmt: skip
+    """Have the files of one further model of an instance that runs; where they are.
+
+    Raises `StorageFailed`, and `GivenUp` once `stop` is set.
+    """
+    wanted = wanted_of(spec)
+    one = next(each for each in wanted if each.model == name)
+    root, app = directory / files.STORAGE, directory / files.APP
+    where = root / one.directory
+
+    def make_room() -> None:
+        if where.parent.is_symlink():
+            # The whole directory is a volume's: have links to its files in its place, and this model beside them.
+            mount(layout, spec, directory, [each for each in wanted if not each.model] + [one], root, app, {})
+        discard(where)
+
+    await asyncio.to_thread(make_room)
+    await bring(storage, [one], root, settings, lambda _: None, stop)
+    await asyncio.to_thread(_mount_one, layout, spec, directory, one, where, {}, alone=True)
+    return where
+
+
+def place_in(spec: InstanceSpec, directory: Path, name: str) -> Path:
+    """Where the files of a further model are, or would be. Raises `StorageFailed`."""
+    one = next(each for each in wanted_of(spec) if each.model == name)
+    return directory / files.STORAGE / one.directory
+
+
+def discard(where: Path) -> None:
+    """Remove a model's files from an instance; what the node keeps of them stays. Blocks, never raises."""
+    if where.is_symlink():
+        with contextlib.suppress(OSError):
+            where.unlink()
+    else:
+        shutil.rmtree(where, ignore_errors=True)
 
 
 def _volume(layout: Layout, spec: InstanceSpec, directory: Path, place: Place) -> Path:

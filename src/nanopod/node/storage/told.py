@@ -11,14 +11,27 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Final
+from typing import Final, Literal
 
-from nanopod.model.endpoint import ModelSpec
+import msgspec
+
+from nanopod.model.endpoint import LoadedModel, ModelSpec
 
 DIRECTORY: Final = "NANOPOD_MODEL_DIR"
 """Where the files of the first storage are; further models are in directories of their names in it."""
+LACKING: Final = "NANOPOD_MODELS_FAILED"
+"""JSON, {further model: why its files cannot be had}."""
 TABLE: Final = "NANOPOD_STORAGE"
 """JSON, {path of a storage: where its files are}."""
+
+
+class Furnished(msgspec.Struct, frozen=True):
+    """A further model and its files: on their way, in `directory`, or why they cannot be had."""
+
+    model: LoadedModel
+    state: Literal["fetching", "there", "failed"]
+    directory: str = ""
+    error: str = ""
 
 
 def table_of(environ: Mapping[str, str] | None = None) -> dict[str, str]:

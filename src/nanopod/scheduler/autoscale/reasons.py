@@ -44,7 +44,10 @@ def explain(spec: Autoscale, state: ScaleState, decision: Decision, now: float) 
 def _measured(one: Measured, spec: Autoscale) -> str:
     what = _UNITS[one.name]
     each = f"{one.target:.4g} of {one.total:.4g} per replica"
-    text = f"{one.stable:.4g} {what} over {spec.stable_s} s, {each}: {one.desired_stable}"
+    value = f"{one.stable:.4g}"
+    if value == "1":
+        what = what.replace("s ", " ", 1)  # one request, unit or token
+    text = f"{value} {what} over {spec.stable_s} s, {each}: {one.desired_stable}"
     if one.desired_panic > one.desired_stable:
         text += f"; {one.panic:.4g} over {spec.panic_s} s: {one.desired_panic}"
     return text

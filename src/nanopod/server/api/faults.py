@@ -67,7 +67,8 @@ def _victim(read: Transaction, live: Live, key: Key, wish: FaultWish) -> Instanc
     ]  # fmt: skip
     if not ready:
         raise Conflict("no worker is ready at present: wait for one, then break it")
-    return min(ready, key=lambda one: one.instance_id)
+    # One that is about to go is hit only when there is no other: nobody would notice.
+    return min(ready, key=lambda one: (bool(one.warned), one.instance_id))
 
 
 async def inject(context: Context, request: Request, key: Key) -> Response:
@@ -106,7 +107,8 @@ async def _hit(context: Context, faults: Faults, key: Key, wish: FaultWish) -> s
     else:
         notice_s = wish.seconds if wish.seconds is not None else 1.0
         at = math.ceil(time.time() + notice_s)
-        text = json.dumps({"at": at, "leads_s": [], "reason": "preempted (injected)"})
+        # By whom: the market would take back at once what its schedule does not say.
+        text = json.dumps({"at": at, "leads_s": [], "reason": "preempted (injected)", "by": "fault"})
 
         def warn(write: Transaction) -> None:
             again = write.instance(found.instance_id)

@@ -189,6 +189,19 @@ def test_w3_time_bought_after_a_warning_clears_it(stage: Stage) -> None:
     assert stage.instances("ann")[0].warned == ""
 
 
+def test_an_end_that_somebody_else_announced_is_not_taken_back_by_bought_time(stage: Stage) -> None:
+    stage.nodes(1, floor=10)
+    stage.order("ann", "buy", 10, 0, 60, 1)
+    stage.deploy("ann", 1)
+    stage.blocks(1)
+    (one,) = stage.instances("ann")
+    text = '{"at": %d, "leads_s": [], "reason": "preempted (injected)", "by": "fault"}' % (stage.now + 5)
+    stage.do(lambda market: market.write.set_instance(one, warned=text))
+    stage.order("ann", "buy", 10, 60, 120, 1)
+    assert stage.instances("ann")[0].warned == text
+    assert warned(stage) == []
+
+
 def test_w4_a_rolling_procurement_never_warns_and_one_that_stops_filling_does(stage: Stage) -> None:
     stage.nodes(1, floor=10)
     stage.procure("ann", max_buy=20, window=20)

@@ -25,6 +25,7 @@ from nanopod.node.engines.serving.answers import Answer, Refused, inflated, json
 from nanopod.node.engines.serving.batching import Batcher
 from nanopod.node.engines.serving.directories import directory_of
 from nanopod.node.engines.serving.formats import LoadFailed, number, plain_options
+from nanopod.node.engines.serving.further import Further
 from nanopod.node.engines.serving.paths import Place, place
 from nanopod.node.engines.serving.predictors import Predictor
 from nanopod.node.engines.serving.repository import Entry, Repository, memory_limit
@@ -53,6 +54,8 @@ class ServerEngine:
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
         """Of its own, so that predictions go on while a model is loaded."""
         self._repository = Repository(self._loader, number(self._options, "memory", 0) or memory_limit())
+        self.further = Further(self._repository)
+        """Models that may change while it runs."""
         self._openai: Engine | None = None
         self._batcher: Batcher[Any, Any] | None = _batcher_of(self, self._options)
         self._running = 0
@@ -70,16 +73,17 @@ class ServerEngine:
             main = Entry(model.model_id, model.format, directory, self._options, loaded_by=self._load_main)
             self._repository.add(main, self._name)
             await self._repository.load(main.name)
-        for other in model.models:
-            directory = directory_of("", (other.storage,), other.name)
-            self._repository.add(Entry(other.name, other.format, directory, {}, other.memory_bytes))
-            try:
-                await self._repository.load(other.name)
-            except LoadFailed as error:
-                # One of several: the others are served all the same, and its own paths say why it is not ready.
-                _log.error("%s", error)
+        await self.further.start(model.models)
         _log.info("%d models are loaded after %.2f s", len(self._repository.names), time.monotonic() - began)
         return Card(model.model_id, int(time.time()), extra={"engine": "server", "format": model.format})
+
+    def models(self) -> dict[str, str]:
+        """{model: "" once it is ready, else why it is not}."""
+        return self._repository.states()
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call this when `models` may say something else."""
+        self._repository.on_change = on_change
 
     async def _load_main(self) -> Predictor:
         """The main model; one that generates or embeds gets an engine for OpenAI's paths beside its predictor."""

@@ -56,7 +56,7 @@ class Fronted:
         self.exited: asyncio.Future[str] | None = None
         """Resolved when one of the commands ends by itself."""
         self._model = model
-        self._predictor = predictor
+        self.predictor = predictor
         self._events = _events_of(plain_options(model.options), service or model.model_id)
         self._loopback: Loopback | None = None
         self._transformer: CommandEngine | None = None
@@ -64,8 +64,8 @@ class Fronted:
 
     async def start(self) -> Card:
         """The predictor first, then what talks to it. Raises what they raise."""
-        card = await self._predictor.start()
-        self.caps = self._predictor.caps
+        card = await self.predictor.start()
+        self.caps = self.predictor.caps
         try:
             port = await self._port()
             if self._model.transformer:
@@ -83,10 +83,10 @@ class Fronted:
 
     async def _port(self) -> int:
         """Where children reach the predictor."""
-        if isinstance(self._predictor, CommandEngine):
-            return self._predictor.port
+        if isinstance(self.predictor, CommandEngine):
+            return self.predictor.port
         if self._model.transformer or self._model.explainer:
-            self._loopback = Loopback(self._predictor)
+            self._loopback = Loopback(self.predictor)
             await self._loopback.start()
             return self._loopback.port
         return 0
@@ -106,7 +106,7 @@ class Fronted:
 
     def _watch(self) -> None:
         exited: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        for one in (self._predictor, self._transformer, self._explainer):
+        for one in (self.predictor, self._transformer, self._explainer):
             theirs: asyncio.Future[str] | None = getattr(one, "exited", None)
             if theirs is not None:
                 theirs.add_done_callback(
@@ -117,7 +117,7 @@ class Fronted:
     async def handle(self, request: Request, sink: Sink) -> None:
         """Answer one request through whoever stands before the predictor."""
         action = place(request.path).action
-        engine: Engine = self._predictor
+        engine: Engine = self.predictor
         if action == "explain" and self._explainer is not None:
             engine = self._explainer
         elif self._transformer is not None and (action in ("predict", "infer") or "http" in self._model.protocols):
@@ -133,7 +133,7 @@ class Fronted:
 
     def load(self) -> Load:
         """Of the predictor and its transformer."""
-        now = self._predictor.load()
+        now = self.predictor.load()
         if self._transformer is None:
             return now
         before = self._transformer.load()
@@ -145,7 +145,7 @@ class Fronted:
         await asyncio.gather(*(child.stop(grace_s) for child in children))
         if self._loopback is not None:
             await self._loopback.stop()
-        await self._predictor.stop(grace_s)
+        await self.predictor.stop(grace_s)
         if self._events is not None:
             await self._events.stop()
 

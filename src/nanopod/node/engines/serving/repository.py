@@ -34,6 +34,8 @@ class Entry:
     error: str = ""
     loaded_by: Callable[[], Awaitable[Predictor]] | None = None
     """How it is loaded, where that is not by `formats.load`."""
+    gone: bool = False
+    """It was removed: what is being loaded for it is forgotten."""
 
 
 class Repository:
@@ -42,10 +44,13 @@ class Repository:
     def __init__(self, pool: Executor, memory_max: int) -> None:
         self._pool = pool
         self._memory_max = memory_max
-        self._reserved = 0
+        self._reserved: dict[int, Entry] = {}
+        """Entries that hold memory, by identity."""
         self._entries: dict[str, Entry] = {}
         self._aliases: dict[str, str] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when the state of a model changed."""
 
     def add(self, entry: Entry, *aliases: str) -> None:
         """Make a model known, also under other names."""
@@ -62,8 +67,17 @@ class Repository:
 
     @property
     def ready(self) -> bool:
-        """No model is being loaded."""
-        return all(entry.state != "loading" for entry in self._entries.values())
+        """Some model can be asked, or none is being loaded."""
+        states = [entry.state for entry in self._entries.values()]
+        return "ready" in states or "loading" not in states
+
+    def states(self) -> dict[str, str]:
+        """{model: "" once it is ready, else why it is not}. One that is ready and could not be changed says so."""
+        found = {}
+        for name, entry in self._entries.items():
+            state = "" if entry.state == "ready" and not entry.error else entry.state
+            found[name] = f"{state}: {entry.error}" if entry.error else state
+        return found
 
     def entry(self, name: str) -> Entry:
         """A model by its name. Raises `Refused` 404."""
@@ -84,19 +98,78 @@ class Repository:
         """Reserve its memory, then load it; again where it is loaded already. Raises `Refused` 404 or `LoadFailed`."""
         entry = self.entry(name)
         async with self._locks.setdefault(entry.name, asyncio.Lock()):
-            if entry.state != "ready":
+            if entry.predictor is None:
                 self._reserve(entry)
             entry.state, entry.error = ("ready" if entry.predictor is not None else "loading"), ""
+            self.on_change()
             try:
                 made = await self._made(entry)
             except BaseException as error:
                 entry.error = str(error)
                 if entry.predictor is None:
                     entry.state = "failed"
-                    self._reserved -= entry.memory_bytes
+                    self._release(entry)
+                self.on_change()
                 raise
-            entry.predictor, entry.state = made, "ready"
-            _log.info("model %s is loaded", entry.name)
+            self._loaded(entry, made)
+
+    async def replace(self, fresh: Entry) -> None:
+        """Load a model in place of the one with its name, which answers until then, and goes on when this fails.
+
+        Raises `LoadFailed`.
+        """
+        async with self._locks.setdefault(fresh.name, asyncio.Lock()):
+            if fresh.gone:
+                return
+            old = self._entries.get(fresh.name)
+            try:
+                self._reserve(fresh)
+                made = await self._made(fresh)
+            except BaseException as error:
+                self._release(fresh)
+                if not fresh.gone:
+                    self.failed(fresh, str(error))
+                raise
+            if old is not None and old is not fresh:
+                self._release(old)
+            if not fresh.gone:
+                self._entries[fresh.name] = fresh
+            self._loaded(fresh, made)
+
+    def _loaded(self, entry: Entry, made: Predictor) -> None:
+        if entry.gone:
+            self._release(entry)
+            return
+        entry.predictor, entry.state, entry.error = made, "ready", ""
+        self.on_change()
+        _log.info("model %s is loaded", entry.name)
+
+    def announce(self, entry: Entry) -> None:
+        """A model is about to be loaded by `replace`; one of its name that is ready stays in its place until then."""
+        old = self._entries.get(entry.name)
+        if old is None or old.predictor is None:
+            self._entries[entry.name] = entry
+        self.on_change()
+
+    def failed(self, entry: Entry, why: str) -> None:
+        """A model cannot be loaded; one of its name that answers goes on, and says so."""
+        old = self._entries.get(entry.name)
+        if old is not None and old.predictor is not None:
+            old.error = why
+        else:
+            entry.state, entry.error = "failed", why
+            self._entries[entry.name] = entry
+        self.on_change()
+
+    def remove(self, name: str) -> None:
+        """Forget a model and its name at once; requests that it runs end with it."""
+        entry = self._entries.pop(name, None)
+        if entry is None:
+            return
+        entry.gone = True
+        self._release(entry)
+        self.on_change()
+        _log.info("model %s is removed", name)
 
     async def _made(self, entry: Entry) -> Predictor:
         if entry.loaded_by is not None:
@@ -107,20 +180,26 @@ class Repository:
         )
 
     def _reserve(self, entry: Entry) -> None:
-        free = self._memory_max - self._reserved
+        # The one that it takes the place of counts for all others, not for it.
+        free = self._memory_max - sum(one.memory_bytes for one in self._reserved.values() if one.name != entry.name)
         if entry.memory_bytes > free:
             text = f"model {entry.name} needs {entry.memory_bytes} bytes, {max(0, free)} of {self._memory_max} are left"
             entry.state, entry.error = "failed", text
+            self.on_change()
             raise LoadFailed(f"{text}; unload another model or give it a machine with more memory")
-        self._reserved += entry.memory_bytes
+        self._reserved[id(entry)] = entry
+
+    def _release(self, entry: Entry) -> None:
+        """It holds no memory any more; no harm when it held none."""
+        self._reserved.pop(id(entry), None)
 
     async def unload(self, name: str) -> None:
         """Forget a model; requests that have it end with it. Raises `Refused` 404."""
         entry = self.entry(name)
         async with self._locks.setdefault(entry.name, asyncio.Lock()):
-            if entry.predictor is not None:
-                self._reserved -= entry.memory_bytes
+            self._release(entry)
             entry.predictor, entry.state, entry.error = None, "unloaded", ""
+            self.on_change()
             _log.info("model %s is unloaded", entry.name)
 
 

@@ -18,8 +18,9 @@ from typing import IO, Final
 
 TESTS: Final = Path(__file__).parent
 LONGEST_FIRST: Final = (
-    "e2e", "integration/gateway", "integration/node", "unit", "integration/client", "integration/server", "conformance",
-    "integration/market",
+    "e2e", "unit", "integration/clients", "integration/gateway", "integration/node", "integration/server",
+    "integration/scaling", "integration/serving", "integration/market", "conformance", "integration/manifests",
+    "properties", "integration/rollout", "integration/vast", "integration/client", "integration/devloop",
 )  # fmt: skip
 NOTHING_COLLECTED: Final = 5
 STOP_S_MAX: Final = 60.0

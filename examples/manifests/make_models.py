@@ -1,6 +1,6 @@
 """Make the models that the files beside this one serve: two classifiers, and a copy of the small story model.
 
-    python make_models.py /tmp/nanopod-models
+python make_models.py /tmp/nanopod-models
 """
 
 import shutil

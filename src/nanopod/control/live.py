@@ -74,6 +74,8 @@ class Load:
     """{revision: (calls that ended, those that failed, and by bucket of `LATENCY_BUCKETS_S`)}, not yet taken by its
     rollout."""
     starts: Starts = field(default_factory=Starts)
+    units_per_s: float = 0.0
+    """How fast gateways take a worker to be that has not measured it; 0: they do not know."""
     explain: Callable[[float], dict[str, Any] | None] | None = None
     """Why the endpoint has the workers it has, as of a time; None until it was looked at."""
     known: bool = False
@@ -122,6 +124,8 @@ class Link:
     queued: int = 0
     models: Mapping[str, str] = field(default_factory=dict)
     """Of a model server, {model: "" once it is ready, else why it is not}."""
+    revision_id: str = ""
+    """The revision whose models these are."""
 
 
 class Live:
@@ -306,7 +310,7 @@ class Live:
         if state.linked:
             link = Link(
                 *(state.epoch, state.ready, state.in_flight, state.perf, state.detail, state.kv_use, state.queued),
-                models=state.models,
+                models=state.models, revision_id=state.revision_id,
             )
             self.links.setdefault(state.instance_id, {})[gateway_id] = link
         else:
@@ -346,6 +350,11 @@ class Live:
         """How long an endpoint's starts take."""
         load = self.loads.get(endpoint_id)
         return load.starts if load is not None else Starts()
+
+    def units_per_s(self, endpoint_id: str) -> float:
+        """What gateways are to take the speed of an endpoint's workers for; 0: not known."""
+        load = self.loads.get(endpoint_id)
+        return load.units_per_s if load is not None else 0.0
 
     def explain(self, endpoint_id: str) -> dict[str, Any] | None:
         """Why an endpoint has the workers it has; None until it was looked at."""

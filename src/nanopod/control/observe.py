@@ -19,7 +19,7 @@ def observe_machine(write: Writes, machine_id: str, seen: Sequence[ObservedInsta
     reported = {observed.instance_id: observed for observed in seen}
     changed = 0
     for instance in write.instances_on(machine_id):
-        values = _changes(instance, reported.get(instance.instance_id))
+        values = _changes(instance, reported.get(instance.instance_id), now)
         if values:
             changed += 1
             write.set_instance(instance, **values)
@@ -31,12 +31,21 @@ def observe_machine(write: Writes, machine_id: str, seen: Sequence[ObservedInsta
     return changed
 
 
-def _changes(instance: Instance, seen: ObservedInstance | None) -> dict[str, Any]:
+def _never_told(instance: Instance, now: float) -> bool:
+    """Of a start that is wanted no more and that no agent has acknowledged: whether no agent ever will.
+
+    One that was still to come was told to nobody. One that is to stop for good may be over a moment early: should its
+    agent have begun it, it ends it as nobody wants it, and its worker is fenced.
+    """
+    return instance.intent == "stop" or instance.not_before > now
+
+
+def _changes(instance: Instance, seen: ObservedInstance | None, now: float) -> dict[str, Any]:
     """Columns that differ from the report."""
     if instance.phase in ("ended", "failed"):
         return {}  # this epoch is over, whatever is said about it later
     if seen is None or seen.epoch < instance.epoch:
-        if instance.phase == "queued":
+        if instance.phase == "queued" and (instance.intent == "run" or not _never_told(instance, now)):
             return {}  # not acknowledged yet: the agent cannot know it
         if instance.intent != "run":
             return {"phase": "ended", "pid": None}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -22,7 +22,7 @@ from nanopod.control.starts import Starts, starting
 from nanopod.model.chain import Endpoint, Instance
 from nanopod.model.endpoint import EndpointSpec, ScaleSpec
 from nanopod.scheduler.autoscale.engine import overdue, poked, step
-from nanopod.scheduler.autoscale.load import kv_value
+from nanopod.scheduler.autoscale.load import kv_value, most_mu
 from nanopod.scheduler.autoscale.restart import restore
 from nanopod.scheduler.autoscale.settings import resolve
 from nanopod.scheduler.autoscale.values import UNKNOWN, Autoscale, Decision, Observed, ScaleState, Second
@@ -34,6 +34,8 @@ STORE_S: Final = 10.0
 RETURN_S: Final = 10.0
 """A gateway that is known from before this process is waited for this long before its silence means anything."""
 VERSION: Final = 1
+SPEED_CHANGE: Final = 0.1
+"""Gateways hear of another speed of the workers when it differs by more than this share: they get all tables anew."""
 
 
 class Memory(msgspec.Struct, kw_only=True):
@@ -102,10 +104,12 @@ class Watched:
 
 @dataclass(slots=True)
 class Watch:
-    """Evaluates endpoints; `began_at` is when this process started (Unix seconds)."""
+    """Evaluates endpoints; `began_at` is when this process started (Unix seconds), and `on_speed` is called when
+    gateways should hear of another speed of workers."""
 
     live: Live
     began_at: float = 0.0
+    on_speed: Callable[[], None] = lambda: None
     known: dict[str, Watched] = field(default_factory=dict)
     _heap: list[tuple[float, str]] = field(default_factory=list)
 
@@ -194,8 +198,19 @@ class Watch:
         load = self.live.loads.setdefault(endpoint_id, Load(known=True))
         seen = self._observed(watched, load, now)
         watched.decision = step(watched.spec, watched.state, seen, now)
+        self._tell_speed(watched, load, seen)
         self._schedule(endpoint_id, watched, watched.decision.next_at)
         return watched.decision
+
+    def _tell_speed(self, watched: Watched, load: Load, seen: Observed) -> None:
+        """What gateways predict waits by. What is not known any more stays as it was."""
+        spec = watched.spec
+        if spec.exact:
+            return  # Knative's rules refuse nobody for a predicted wait
+        known = spec.load_total or seen.mu or most_mu(watched.state.served, spec.container_concurrency)
+        if known and abs(known - load.units_per_s) > SPEED_CHANGE * load.units_per_s:
+            load.units_per_s = known
+            self.on_speed()
 
     def decided(self, endpoint_id: str, now: float) -> Decision:
         """The decision to apply: a fresh one, but the last one where only ticks and pokes may evaluate."""

@@ -116,6 +116,7 @@ def route_row(
         graph=spec.graph,
         traffic=traffic_of(endpoint, deployment.revision_id, shares),
         stopped=endpoint.stopped,
+        units_per_s=live.units_per_s(endpoint.endpoint_id),
     )
 
 

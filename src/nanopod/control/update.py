@@ -23,6 +23,8 @@ INSTALLS: Final = ("pip_install", "apt_get", "runs", "copies")
 CODE: Final = ("model", "graph", "functions", "module", "asgi")
 HARDWARE: Final = ("query", "prefer", "strict")
 _UNSEEN: Final = ("prefer", "secrets", "volumes")
+AMOUNT_MAX: Final = 1e12
+"""Of loads and times: beyond it sums lose what is added to them."""
 WORKERS_MAX: Final = 10_000
 DURATION_S_MAX: Final = 7 * 86_400.0
 _encode: Final = msgspec.json.Encoder(order="deterministic").encode
@@ -40,6 +42,8 @@ class Update:
     """Bundled files that differ, where both sides said what they hold."""
     hardware_only: bool = False
     """Nothing but the hardware requirements changed: workers whose node still meets them go on."""
+    models_only: bool = False
+    """Nothing but the further models of a model server changed: its workers load and unload them."""
 
 
 def fingerprinted(spec: EndpointSpec) -> EndpointSpec:
@@ -102,10 +106,21 @@ def compare(endpoint: Endpoint | None, revision: Revision | None, spec: Endpoint
     if "image" in changed:
         return Update("hard_update", 3, tuple(changed), tuple(reasons), files, hardware)
     if "code" in changed:
-        return Update("soft_update", 2, tuple(changed), tuple(reasons), files)
+        return Update("soft_update", 2, tuple(changed), tuple(reasons), files, models_only=_models_only(old, new))
     if changed:
         return Update("autoscale_update", 1, tuple(changed), tuple(reasons))
     return Update("exists", 0, (), ("nothing differs",))
+
+
+def _models_only(old: EndpointSpec, new: EndpointSpec) -> bool:
+    """Whether two specifications differ in what a model server has besides its main model, and in nothing else that
+    runs."""
+    before, after = old.model, new.model
+    if before is None or after is None or after.engine != "server" or before.models == after.models:
+        return False
+    whole = replace(before, models=()) == replace(after, models=())
+    parts = ("bundle", "module", "functions", "image", "serializer", "isolation", "asgi", "graph", "kind")
+    return whole and all(getattr(old, name) == getattr(new, name) for name in parts)
 
 
 def states_traffic(spec: EndpointSpec) -> bool:
@@ -219,17 +234,17 @@ def check_scale(scale: ScaleSpec) -> None:
     rules = (
         ("cold_workers", 0 <= scale.cold_workers <= WORKERS_MAX, f"from 0 to {WORKERS_MAX}"),
         ("max_workers", 0 <= scale.max_workers <= WORKERS_MAX, f"from 0 (no limit) to {WORKERS_MAX}"),
-        ("min_load", 0 <= scale.min_load < math.inf, "0 or more"),
-        ("min_cold_load", 0 <= scale.min_cold_load < math.inf, "0 or more"),
-        ("target_util", 0 < scale.target_util <= 1, "above 0 and at most 1"),
-        ("cold_mult", 0 <= scale.cold_mult < math.inf, "0 or more"),
-        ("max_queue_time", 0 < scale.max_queue_time < math.inf, "above 0 seconds"),
-        ("target_queue_time", 0 < scale.target_queue_time < math.inf, "above 0 seconds"),
+        ("min_load", 0 <= scale.min_load <= AMOUNT_MAX, f"from 0 to {AMOUNT_MAX:g}"),
+        ("min_cold_load", 0 <= scale.min_cold_load <= AMOUNT_MAX, f"from 0 to {AMOUNT_MAX:g}"),
+        ("target_util", 0.001 <= scale.target_util <= 1, "from 0.001 to 1"),
+        ("cold_mult", 0 <= scale.cold_mult <= 1000, "from 0 to 1000"),
+        ("max_queue_time", 0 < scale.max_queue_time <= AMOUNT_MAX, f"above 0 and at most {AMOUNT_MAX:g} seconds"),
+        ("target_queue_time", 0 < scale.target_queue_time <= AMOUNT_MAX, f"above 0 and at most {AMOUNT_MAX:g} seconds"),
         ("inactivity_timeout", _finite(scale.inactivity_timeout), "a number of seconds, or null"),
         (
             "target_concurrency",
-            scale.target_concurrency is None or 0 < scale.target_concurrency < math.inf,
-            "above 0, or null",
+            scale.target_concurrency is None or 0.001 <= scale.target_concurrency <= AMOUNT_MAX,
+            f"from 0.001 to {AMOUNT_MAX:g}, or null",
         ),
     )
     for name, good, possible in rules:
@@ -240,9 +255,10 @@ def check_scale(scale: ScaleSpec) -> None:
             f"scale.on_demand_fallback: {scale.on_demand_fallback} must be a share from 0 to 1",
             field="scale.on_demand_fallback",
         )
-    if scale.max_price is not None and not 0 < scale.max_price < math.inf:
+    if scale.max_price is not None and not 0 < scale.max_price <= 1_000_000:
         raise Invalid(
-            f"scale.max_price: {scale.max_price} must be above 0 US dollars an hour, or null", field="scale.max_price"
+            f"scale.max_price: {scale.max_price} must be above 0 and at most 1000000 US dollars an hour, or null",
+            field="scale.max_price",
         )
     check_tuning(scale)
     if scale.max_workers and scale.cold_workers > scale.max_workers:

@@ -146,7 +146,7 @@ class Asked(Job):
             raise heads.overloaded("too many requests wait for this model; try again in a few seconds")
         if pool.route.traffic:
             pool.draw(self, self.record_id.encode(), self._head.headers.get(TAG_HEADER, ""))
-        if pool.waiting or pool.measured:
+        if pool.waiting or pool.slowest:
             refused = breaker.check(pool, self.wanted)
             if refused is not None:
                 raise refused

@@ -165,13 +165,13 @@ class Called(Job):
             self.pool.draw(self, self.id)
         if self._cached_s and self._answer_known():
             return
-        self.enter()
         self.send_off("queued")
 
     def enter(self) -> None:
         """Count as load of the endpoint from now on."""
-        self._entered = True
-        self.pool.enter(self.workload)
+        if not self._entered:
+            self._entered = True
+            self.pool.enter(self.workload)
 
     def uploaded(self) -> None:
         """Its payload does not come any more."""
@@ -182,6 +182,7 @@ class Called(Job):
     def send_off(self, state: str) -> None:
         """To a worker with room, or into the queue: there is always a place in it for a call that was away before."""
         gw = self._gw
+        self.enter()
         self.state = QUEUED
         error: NanopodError | None = None
         if self.start_by and gw.now >= self.start_by:

@@ -95,6 +95,7 @@ class CallJob(Called):
 
     def adopt(self, link: WorkerLink, started: bool) -> None:
         """The worker still has this call: bind it to a stream of its new link."""
+        self.enter()
         self.held_until = 0.0
         self.started = self.started or started
         self.state = STARTED if self.started else DISPATCHED
@@ -259,7 +260,7 @@ class CallJob(Called):
         """The worker is gone for good, with this call: run it again where that is harmless, or wished."""
         gw = self._gw
         gw.recall.drop(self)
-        if not self._cancelled and not preempted:
+        if not self._cancelled and not preempted and self._entered:
             self.pool.ends.ended(self.revision_id, True)
         known = "after it had started this call" if self.started else "and may have started this call"
         started = True if self.started else None

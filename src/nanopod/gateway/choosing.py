@@ -58,18 +58,19 @@ def by_knative(links: list[WorkerLink], concurrency: int, turns: Turns) -> Worke
     return links[0] if concurrency <= FIRST_FREE_MAX else turns.next(links)
 
 
-def speeds(links: Sequence[WorkerLink]) -> list[float]:
-    """Units per second of each worker; the median of the measured ones for those that are not, 1 if none is."""
-    found = [link.perf or 0.0 for link in links]
+def speeds(links: Sequence[WorkerLink], told: float = 0.0) -> list[float]:
+    """Units per second of each worker: as it measured, else as we are `told` (0: we are not), else the median of those
+    that are known, 1 if none is."""
+    found = [link.perf or told for link in links]
     if 0.0 in found:
         usual = median([speed for speed in found if speed] or [1.0])
         found = [speed or usual for speed in found]
     return found
 
 
-def by_wait(links: list[WorkerLink]) -> WorkerLink:
+def by_wait(links: list[WorkerLink], told: float = 0.0) -> WorkerLink:
     """The shortest predicted wait (units in service by units per second); two random choices among equals."""
-    waits = [link.load / speed for link, speed in zip(links, speeds(links), strict=True)]
+    waits = [link.load / speed for link, speed in zip(links, speeds(links, told), strict=True)]
     least = min(waits)
     best = [link for link, wait in zip(links, waits, strict=True) if wait <= least]
     return best[0] if len(best) == 1 else _roomier(best)
@@ -86,8 +87,8 @@ def score(prefix: float, queued: int, kv_use: float) -> float:
     return PREFIX_WEIGHT * prefix - QUEUE_WEIGHT * queue - KV_WEIGHT * max(0.0, kv_use)
 
 
-def by_prefix(links: list[WorkerLink], shares: Sequence[float]) -> WorkerLink:
+def by_prefix(links: list[WorkerLink], shares: Sequence[float], told: float = 0.0) -> WorkerLink:
     """The best score; among equals the shortest predicted wait. `shares`: of the prompt, by worker."""
     scores = [score(share, link.queued, link.kv_use) for link, share in zip(links, shares, strict=True)]
     best = max(scores)
-    return by_wait([link for link, one in zip(links, scores, strict=True) if one >= best])
+    return by_wait([link for link, one in zip(links, scores, strict=True) if one >= best], told)

@@ -7,6 +7,7 @@ request to an `http` endpoint only when its method says so.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Final
 
 import msgspec
@@ -49,6 +50,12 @@ class Plain(Failed):
 def _line(name: str, value: str) -> str:
     """A header line of a worker's answer; nothing when it is not fit to be one."""
     return f"{name}: {value}\r\n" if _NAME.fullmatch(name) and _VALUE.fullmatch(value) else ""
+
+
+def _hops_of(headers: Mapping[str, str]) -> list[str]:
+    """Headers that `Connection` says are for one hop alone."""
+    named = headers.get("connection", "")
+    return [name.strip().lower() for name in named.split(",")] if named else []
 
 
 def plain(failed: Failed) -> Failed:
@@ -95,6 +102,8 @@ class Predict(Request):
     def _open_headers(self) -> dict[str, str]:
         given = self._head.headers
         headers = {name: value for name, value in given.items() if name not in _HOP}
+        for name in _hops_of(given):
+            headers.pop(name, None)
         headers.setdefault("content-type", "application/json")
         headers["x-forwarded-host"] = given.get("host", "")
         return headers
@@ -126,7 +135,9 @@ class Anything(Predict):
     kind = "http"
 
     def _worker_lines(self) -> str:
-        return "".join(_line(name, value) for name, value in self._worker_headers.items() if name not in _NOT_SHOWN)
+        headers = self._worker_headers
+        hidden = _NOT_SHOWN.union(_hops_of(headers))
+        return "".join(_line(name, value) for name, value in headers.items() if name not in hidden)
 
     def _again(self) -> None:
         if self._head.method in REPEATABLE:

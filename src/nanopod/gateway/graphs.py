@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
 
 import msgspec
 
@@ -38,6 +38,9 @@ DEPTH_MAX: Final = 8
 """Graphs that are steps of one another."""
 STEPS_MAX: Final = 1000
 """Steps of one request, those of inner nodes and graphs included."""
+INLINE_BYTES_MAX: Final = 64 << 10
+"""Bodies up to this size are looked into on the loop."""
+Read = TypeVar("Read")
 _json: Final = msgspec.json.Encoder().encode
 _decode: Final = msgspec.json.Decoder().decode
 _log = logging.getLogger(__name__)
@@ -198,10 +201,9 @@ class GraphRun:
             case "Ensemble":
                 return await self._ensemble(graph, node.steps, body, depth)
             case "Switch":
-                found = _decoded(body)
-                for step in node.steps:
-                    if found is not jsonpath.MISSING and jsonpath.exists(found, step.condition):
-                        return await self._step(graph, step, body, depth)
+                place = await _read(_first_of, body, node.steps)
+                if place >= 0:
+                    return await self._step(graph, node.steps[place], body, depth)
                 return _failed(404, "no step of the switch has a condition that matches the request")
 
     async def _sequence(self, graph: GraphSpec, steps: Sequence[GraphStep], body: bytes, depth: int) -> Answer:
@@ -210,15 +212,15 @@ class GraphRun:
             given = body
             if answer is not None:
                 if step.condition:
-                    found = _decoded(answer.body)
-                    if found is jsonpath.MISSING:
+                    found = await _read(_holds, answer.body, step.condition)
+                    if found is None:
                         return _failed(500, f"{_name(step)}: the answer before it is not JSON, so it has no condition")
-                    if not jsonpath.exists(found, step.condition):
+                    if not found:
                         return Answer(200, answer.body, answer.content_type)
                 if step.data == "$response":
                     given = answer.body
                 if step.map_predictions:
-                    given = _instances(answer.body)
+                    given = await _read(_instances, answer.body)
             answer = await self._step(graph, step, given, depth)
             if step.dependency == "Hard" and not answer.good:
                 return answer
@@ -240,7 +242,7 @@ class GraphRun:
                 task.cancel()
         found: dict[str, Any] = {}
         for index, (task, step) in enumerate(zip(tasks, steps, strict=True)):
-            value = _decoded(task.result().body)
+            value = await _read(_decoded, task.result().body)
             if value is jsonpath.MISSING:
                 return _failed(502, f"{_name(step)} did not answer JSON, which an ensemble is made of")
             found[step.name or str(index)] = value
@@ -307,6 +309,27 @@ def _decoded(body: bytes) -> Any:
         return _decode(body)
     except unreadable.JSON:
         return jsonpath.MISSING
+
+
+async def _read(call: Callable[..., Read], body: bytes, *more: Any) -> Read:
+    """`call(body, *more)`: on a thread where the body is large, for all other requests go through this loop."""
+    if len(body) <= INLINE_BYTES_MAX:
+        return call(body, *more)
+    return await asyncio.to_thread(call, body, *more)
+
+
+def _holds(body: bytes, condition: str) -> bool | None:
+    """Whether a condition finds something; None where the body is not JSON."""
+    found = _decoded(body)
+    return None if found is jsonpath.MISSING else jsonpath.exists(found, condition)
+
+
+def _first_of(body: bytes, steps: Sequence[GraphStep]) -> int:
+    """The number of the first step whose condition finds something; -1: none."""
+    found = _decoded(body)
+    if found is jsonpath.MISSING:
+        return -1
+    return next((at for at, step in enumerate(steps) if jsonpath.exists(found, step.condition)), -1)
 
 
 def _instances(body: bytes) -> bytes:

@@ -61,6 +61,8 @@ class State(msgspec.Struct, frozen=True):
     """Share of its engine's key-value cache that is in use, 0 to 1; -1: the engine does not say."""
     queued: int = 0
     """Requests that wait inside its engine."""
+    revision: str = ""
+    """Whose models these are."""
     models: dict[str, str] | None = None
     """Of a model server, {model: "" once it is ready, else why it is not}; None: it does not say."""
 

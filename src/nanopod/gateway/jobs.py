@@ -91,6 +91,9 @@ class Job(Timed):
         """The worker's link is gone, and this job's stream with it."""
         raise AssertionError("a job knows what a lost worker means")
 
+    def on_models(self) -> None:
+        """A worker said which models it has: one that this job waits for may be lacking everywhere."""
+
     def on_route_failed(self) -> None:
         """No worker of the endpoint can start: the route's `failure` says why."""
         raise AssertionError("a job knows how to fail")

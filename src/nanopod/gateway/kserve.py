@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 from urllib.parse import unquote
@@ -16,6 +17,7 @@ from nanopod.gateway.graphs import GraphRun
 from nanopod.gateway.heads import Failed, Head
 from nanopod.gateway.hosts import Addressed
 from nanopod.gateway.server import HttpConnection
+from nanopod.gateway.several import OneOfSeveral
 from nanopod.model.wire import KeyRow, RouteRow
 
 if TYPE_CHECKING:
@@ -130,7 +132,10 @@ class Kserve:
 
     def _predict(self, head: Head, key: KeyRow, route: RouteRow) -> Routed:
         if not everywhere.is_repository(head.path):
-            return self._by(Predict, head, key, route)
+            several = len(route.serves) > 1
+            name = model_of(self._surface.without_prefix(head.path)) if several else ""
+            kind = functools.partial(OneOfSeveral, name) if name in route.serves else Predict
+            return self._by(kind, head, key, route)
         if head.method != "POST":
             raise families.refused(405, f"{head.path} takes POST, not {head.method}")
         return self._by(Everywhere, head, key, route)

@@ -79,8 +79,8 @@ class WorkerLink(asyncio.Protocol, Timed):
     __slots__ = (
         "_announced_at", "_by_function", "_dirty", "_gw", "_next", "_out", "_pings", "_reader", "_refused_until",
         "_release", "_seen", "_streams", "_transport", "closed", "continuation", "doomed_at", "draining", "engine",
-        "epoch", "gpu", "greeted", "in_flight", "instance_id", "keys", "kv_use", "limit", "load", "perf", "pool",
-        "queued", "ready", "region", "revision_id", "sessions", "slots", "state_detail", "usable",
+        "epoch", "gpu", "greeted", "in_flight", "instance_id", "keys", "kv_use", "limit", "load", "models", "models_of",
+        "perf", "pool", "queued", "ready", "region", "revision_id", "sessions", "slots", "state_detail", "usable",
     )  # fmt: skip
 
     def __init__(self, gateway: Gateway, row: WorkerRow, pool: Pool) -> None:
@@ -123,6 +123,10 @@ class WorkerLink(asyncio.Protocol, Timed):
         """Sessions that are pinned to it."""
         self.perf: float | None = None
         self.state_detail = ""
+        self.models_of = ""
+        """The revision whose models these are."""
+        self.models: dict[str, str] | None = None
+        """Of a model server, {model: "" once it is ready, else why it is not}; None: it has what its route names."""
         self.greeted = False
         self.ready = False
         self.usable = False
@@ -373,6 +377,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         self.engine = hello.engine or hello.capability.engine
         self.continuation = hello.capability.continuation
         self.gpu, self.region = plain(hello.gpu), hello.region.lower()
+        self.models, self.models_of = hello.models, hello.revision
         welcome: dict[str, Any] = {
             "protocol": frames.PROTOCOL,
             "gateway_id": self._gw.gateway_id,
@@ -387,20 +392,23 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._became(hello.ready)
 
     def _state(self, state: State) -> None:
-        before = self.ready, self.draining, self.doomed_at, self.perf, self.state_detail
+        before = self.ready, self.draining, self.doomed_at, self.perf, self.state_detail, self.models, self.models_of
         if state.slots is not None:
             self.slots = max(1, state.slots)
         self.draining = state.draining
         if state.doomed_at is not None:
             self.doomed_at = state.doomed_at
-        self.perf = state.perf
-        self.pool.measured = self.pool.measured or bool(state.perf)
+        if self.perf != state.perf:
+            self.perf = state.perf
+            self.pool.speeds_changed()
         self.state_detail = state.detail
         if (state.kv_use, state.queued) != (self.kv_use, self.queued):
             self.kv_use, self.queued = state.kv_use, state.queued
             self._gw.loads_changed[self] = None
         self.bound()
-        if before != (state.ready, self.draining, self.doomed_at, self.perf, self.state_detail):
+        self.models, self.models_of = state.models, state.revision
+        now = state.ready, self.draining, self.doomed_at, self.perf, self.state_detail, self.models, self.models_of
+        if before != now:
             self._became(state.ready)
         elif self.usable:
             self.pool.pump()
@@ -412,14 +420,25 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._gw.report(self.worker_state())
         if self.usable:
             self.pool.pump()
+            if self.models and self.pool.waiting:
+                for job in self.pool.waiting_jobs():
+                    job.on_models()
         else:
             self.pool.poke()
+
+    def lacks(self, model: str) -> str:
+        """Why this worker cannot answer for a model of its endpoint; "" when it can."""
+        if self.models is None:
+            return ""
+        # A server of further models alone does not have the one that it is called by: it says so itself.
+        why = self.models.get(model, "" if model in self.pool.route.serves[:1] else "loading")
+        return "" if why.startswith("ready") else why
 
     def worker_state(self) -> WorkerState:
         """What the server is told about this worker."""
         return WorkerState(
             self.instance_id, self.epoch, not self.closed, self.ready and not self.closed,
-            self.in_flight, self.perf, self.state_detail, self.kv_use, self.queued,
+            self.in_flight, self.perf, self.state_detail, self.kv_use, self.queued, self.models or {}, self.models_of,
         )  # fmt: skip
 
     def on_timer(self, now: float) -> None:

@@ -38,8 +38,8 @@ class Pool:
 
     __slots__ = (
         "_demanded_at", "_host", "_lines", "_pinned", "_queued", "_routed_at", "_seq", "_turns", "budget", "ends",
-        "in_flight", "links", "measured", "prefixes", "route", "stats", "strict", "usual", "wait_s_max",
-        "waiting", "waiting_bytes",
+        "in_flight", "links", "prefixes", "route", "slowest", "stats", "strict", "usual", "wait_s_max", "waiting",
+        "waiting_bytes",
     )  # fmt: skip
 
     def __init__(self, host: Host, route: RouteRow) -> None:
@@ -59,8 +59,8 @@ class Pool:
         self.waiting = 0
         self.waiting_bytes = 0
         self.in_flight = 0
-        self.measured = False
-        """The speed of some worker is known."""
+        self.slowest = 0.0
+        """Units per second of the slowest worker of which that is known; 0: it is known of none."""
         self.prefixes: PrefixIndex | None = None
         """What its engines have seen of prompts; None where that does not matter."""
         self.strict = False
@@ -76,6 +76,7 @@ class Pool:
         self.wait_s_max = min(route.wait_s_max, route.timeout_s)
         self._routed_at = self._host.now
         self.strict = route.profile in ("knative", "coreweave")
+        self.speeds_changed()
         engines = route.kind == "model" and (not route.protocols or "openai" in route.protocols)
         if not engines or route.profile != "auto":
             self.prefixes = None
@@ -83,6 +84,12 @@ class Pool:
             self.prefixes = PrefixIndex()
         for link in self.links:
             link.bound()
+
+    def speeds_changed(self) -> None:
+        """A worker measured its speed, or the tables tell one."""
+        known = [link.perf for link in self.links if link.perf]
+        told = self.route.units_per_s
+        self.slowest = min([*known, told] if told > 0 else known, default=0.0)
 
     def eta_s(self) -> float:
         """Seconds until the next worker is expected to be ready; 0: not known, or overdue."""
@@ -146,14 +153,20 @@ class Pool:
         count, units = self._queued.get(wanted, (0, 0.0))
         return int(count), units
 
+    def is_light(self) -> bool:
+        """True when the slowest worker alone would do all work that is here within `max_queue_time`."""
+        return not self.waiting and (
+            sum([link.load for link in self.links]) <= self.route.max_queue_time_s * self.slowest
+        )
+
     def predicted_wait_s(self, wanted: str) -> float | None:
         """Seconds that the work at a revision takes: units waiting and in service, by what its ready workers do in a
         second. None: none of them is ready, or no speed is known."""
-        links = self.ready(wanted)
-        if not links or not any(link.perf for link in links):
+        links, told = self.ready(wanted), self.route.units_per_s
+        if not links or not (told or any(link.perf for link in links)):
             return None
         units = self.waiting_for(wanted)[1] + sum(link.load for link in links)
-        return units / sum(choosing.speeds(links))
+        return units / sum(choosing.speeds(links, told))
 
     # --- workers ---
 
@@ -230,10 +243,9 @@ class Pool:
             chunks = job.chunks()
             if chunks or any(link.queued or link.kv_use > 0 for link in found):
                 index = self.prefixes
-                return choosing.by_prefix(
-                    found, [index.of(link.instance_id, link.epoch).share(chunks) for link in found]
-                )
-        return choosing.by_wait(found)
+                shares = [index.of(link.instance_id, link.epoch).share(chunks) for link in found]
+                return choosing.by_prefix(found, shares, self.route.units_per_s)
+        return choosing.by_wait(found, self.route.units_per_s)
 
     def _turns_of(self, wanted: str) -> choosing.Turns:
         turns = self._turns.get(wanted)

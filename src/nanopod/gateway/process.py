@@ -177,7 +177,12 @@ class Gateway:
     def became_active(self, pool: Pool, workload: float) -> bool:
         """First request after a quiet time: the server hears of it now, and the next sample leaves it out."""
         first = EndpointSample(pool.route.endpoint_id, 1.0, 1, pool.waiting, pool.in_flight, workload)
-        return self._send(Samples(time.time(), [first], poke=True))
+        poke = Samples(time.time(), [first], poke=True)
+        if not self._send(poke):
+            return False
+        # It may be lost with the link: as any other one it is sent again until it is acknowledged.
+        self.unacked.keep(poke)
+        return True
 
     def _send(self, message: Message) -> bool:
         if self._control is None:

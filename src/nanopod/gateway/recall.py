@@ -42,7 +42,8 @@ class Recall:
     def recover(self) -> None:
         """After a restart: whatever the journal says was dispatched is held until its worker reports it.
 
-        Needs tables; called again with the first ones when there were none on disk.
+        Needs tables; called again with the first ones when there were none on disk. Until a worker reports them they
+        are no load: most have ended, and only their client has not said so. No endpoint at zero is woken for them.
         """
         gw = self._gw
         if gw.tables.version < 0 or self._recovered:
@@ -75,7 +76,6 @@ class Recall:
         job.arrival = dispatch.t_arrival
         job.attempt = dispatch.attempt
         job.resume_until = gw.now + LEASE_S + RESUME_S
-        job.enter()
         gw.calls[job.id] = job
         return job
 

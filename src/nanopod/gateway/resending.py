@@ -7,12 +7,14 @@ from typing import Final
 
 from nanopod.model.wire import Samples
 
-KEPT_MAX: Final = 600
-"""Seconds with something in them that are kept; older ones are dropped."""
+KEPT_S: Final = 600.0
+"""Older ones are dropped."""
+KEPT_MAX: Final = 6_000
+"""And no more than this many: besides that of its second, each endpoint that wakes has one of its own."""
 
 
 class Unacked:
-    """The newest samples, oldest first. A second is told apart by its time, so one that comes twice counts once."""
+    """The newest samples, oldest first. They are told apart by their times, so one that comes twice counts once."""
 
     __slots__ = ("_kept",)
 
@@ -21,7 +23,10 @@ class Unacked:
 
     def keep(self, samples: Samples) -> None:
         """Samples that were just taken, sent or not."""
-        self._kept.append(samples)
+        kept = self._kept
+        kept.append(samples)
+        while kept[0].at <= samples.at - KEPT_S:
+            kept.popleft()
 
     def acked(self, at: float) -> None:
         """The server took in everything up to `at` (Unix seconds)."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import socket
 import ssl
 from typing import Final
@@ -16,6 +15,7 @@ import msgspec
 from nanopod.gateway import heads
 from nanopod.gateway.heads import Head
 from nanopod.model import unreadable
+from nanopod.model.addresses import is_link_local
 from nanopod.model.wire import RouteRow
 
 CONNECT_S_MAX: Final = 5.0
@@ -64,11 +64,16 @@ class _Reader:
         self.parser = httptools.HttpResponseParser(self)
         self.body = bytearray()
         self.content_type = "application/json"
+        self.framed = False
+        """It says where it ends: before that, it is not whole."""
         self.done = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Called by httptools."""
-        if name.lower() == b"content-type":
+        lowered = name.lower()
+        if lowered in (b"content-length", b"transfer-encoding"):
+            self.framed = True
+        if lowered == b"content-type":
             self.content_type = value.decode("latin-1")
 
     def on_body(self, body: bytes) -> None:
@@ -87,9 +92,9 @@ async def post_abroad(url: str, body: bytes, head: Head) -> tuple[int, bytes, st
     """
     parts = urlsplit(url)
     tls = parts.scheme == "https"
-    host, port = parts.hostname or "", parts.port or (443 if tls else 80)
     writer: asyncio.StreamWriter | None = None
     try:
+        host, port = parts.hostname or "", parts.port or (443 if tls else 80)
         async with asyncio.timeout(CONNECT_S_MAX):
             address = await _address(host, port)
             context = ssl.create_default_context() if tls else None
@@ -110,8 +115,12 @@ async def post_abroad(url: str, body: bytes, head: Head) -> tuple[int, bytes, st
             if len(answer.body) > heads.BODY_BYTES_MAX:
                 return _told(502, f"{_place(url)} answered more than {heads.BODY_BYTES_MAX} bytes")
         status = answer.parser.get_status_code()
+        if not status or (answer.framed and not answer.done):
+            return _told(502, f"{_place(url)} closed the connection before its answer was whole")
+        if not 200 <= status <= 599:
+            return _told(502, f"{_place(url)} answered with the status {status}")
         return status, bytes(answer.body), answer.content_type
-    except (OSError, TimeoutError, ValueError, httptools.HttpParserError) as error:
+    except (OSError, TimeoutError, ValueError, httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
         return _told(502, f"{_place(url)} cannot be reached: {error or type(error).__name__}")
     finally:
         if writer is not None:
@@ -122,7 +131,7 @@ async def _address(host: str, port: int) -> str:
     """An address of a host. Link-local ones are refused: clouds answer there with credentials of the machine."""
     loop = asyncio.get_running_loop()
     found = [str(one[4][0]) for one in await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
-    good = [one for one in found if not ipaddress.ip_address(one.partition("%")[0]).is_link_local]
+    good = [one for one in found if not is_link_local(one)]
     if not good:
         raise ValueError("a graph does not reach link-local addresses")
     return good[0]
@@ -135,4 +144,4 @@ def _told(status: int, text: str) -> tuple[int, bytes, str]:
 def _place(url: str) -> str:
     """The address without what may be secret in it."""
     parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

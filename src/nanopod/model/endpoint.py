@@ -287,7 +287,8 @@ class ModelSpec:
     """A served model. `engine` reference: `source` is a directory, a packaged name or a hub id; command: `argv`;
     server: our own server for `format`, on the files of `storage`.
 
-    `argv` may contain `{port}`, `{host}` and `{model}`; the engine must speak one of `protocols` there.
+    `argv` may contain `{port}`, `{host}` and `{model}` (`{{port}}` is the word itself); the engine must speak one of
+    `protocols` there.
     """
 
     model_id: str

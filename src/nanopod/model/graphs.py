@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 from urllib.parse import urlsplit
@@ -14,6 +15,7 @@ ROOT: Final = "root"
 NODES_MAX: Final = 100
 STEPS_MAX: Final = 100
 TIMEOUT_S_MAX: Final = 600.0
+_ADDRESS: Final = re.compile(r"[!-~]+")
 
 
 def check_graph(graph: GraphSpec) -> None:
@@ -56,7 +58,13 @@ def _check_step(field: str, step: GraphStep, node: GraphNode, nodes: Mapping[str
     if step.node and step.node not in nodes:
         raise _wrong(f"{field}.node", f"there is no node {step.node!r}; there is {', '.join(sorted(nodes))}")
     if step.url:
-        parts = urlsplit(step.url)
+        if not _ADDRESS.fullmatch(step.url):
+            raise _wrong(f"{field}.url", f"{step.url!r} holds blanks or letters that must be percent-encoded")
+        try:
+            parts = urlsplit(step.url)
+            _ = parts.port  # read here alone, it says what is wrong with it
+        except ValueError as error:
+            raise _wrong(f"{field}.url", f"{step.url!r}: {error}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise _wrong(f"{field}.url", f"{step.url!r} is not an http:// or https:// address")
     if step.condition:

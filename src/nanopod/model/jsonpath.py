@@ -115,7 +115,7 @@ def _member(value: Any, text: str, is_pattern: bool) -> Any:
         if is_pattern:
             return next((one for name, one in value.items() if fnmatch.fnmatchcase(name, text)), MISSING)
         return value.get(text, MISSING)
-    if isinstance(value, list) and text.isascii() and text.isdigit() and int(text) < len(value):
+    if isinstance(value, list) and text.isascii() and text.isdigit() and len(text) < 19 and int(text) < len(value):
         return value[int(text)]
     return MISSING
 

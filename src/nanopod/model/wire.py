@@ -69,6 +69,8 @@ class RouteRow(msgspec.Struct, frozen=True):
     """Shares and tags with the revision ids filled in, each tag in a row of its own; (): all to `revision_id`. A
     revision whose rows have no percent gets calls by its tag alone."""
     stopped: bool = False
+    units_per_s: float = 0.0
+    """Units of load that a worker completes in a second, where it has not measured that itself; 0: not known."""
 
 
 class WorkerRow(msgspec.Struct, frozen=True):
@@ -186,6 +188,8 @@ class WorkerState(Message, frozen=True, tag="worker_state"):
     """Requests that wait inside its engine."""
     models: dict[str, str] = {}
     """Of a model server, {model: "" once it is ready, else why it is not}."""
+    revision_id: str = ""
+    """The revision whose models these are."""
 
 
 class MeterRecord(msgspec.Struct, frozen=True, array_like=True):

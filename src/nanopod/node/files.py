@@ -7,7 +7,7 @@ app/           the unpacked bundle, the worker's directory             control.s
 failure.json   why it cannot serve, in the worker's words              lock           held while anything of it lives
 exit.json      how it ended                                            shutdown.json  when its time will be over
 metadata.sock  what it may know of itself, over HTTP                   on_shutdown    run when that is announced
-hooked.json    the announcement for which that was run         swap.sock      takes new function bodies
+hooked.json    the announcement for which that was run         swap.sock      takes new function bodies, or models
 next/          a newer bundle, while it is swapped in
 volumes/       a link to each of its volumes                           mounts.json    where those are
 storage/       the files that were fetched for it                      links          paths outside that lead to them

@@ -238,7 +238,7 @@ class Fleet:
                 self._spawn(self._swap(held))
         elif remodelled.is_change(held.spec, spec):
             held.coming = spec
-            self._remodel(held)
+            preparing.remodel(held, self.storage, self._layout, self.ask, self._spawn)
         held.wanted, held.forget_at = True, None
         if held.life.state == "queued" and not held.begun:
             held.begun = True
@@ -254,9 +254,6 @@ class Fleet:
                 _log.info("instance=%s new code needs a new worker: %s", spec.instance_id, why)
                 await launch.ask(held.directory, "stop", reason=f"its new code needs a new worker: {why}")
         held.swapping = False
-
-    def _remodel(self, held: Held) -> None:
-        preparing.remodel(held, self.storage, self._layout, self.ask, self._spawn)
 
     def _unwanted(self, held: Held, reason: str) -> None:
         first, held.wanted = held.wanted, False
@@ -312,7 +309,7 @@ class Fleet:
             if life.state == "running":
                 self._spawn(self._attend(held))
                 if held.coming is not None and held.spec.app.kind == "model":
-                    self._remodel(held)
+                    preparing.remodel(held, self.storage, self._layout, self.ask, self._spawn)
             elif held.models is not None:
                 held.models.end()
         if life.state not in ("queued", "preparing", "starting"):

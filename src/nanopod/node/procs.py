@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import os
 import signal
+import socket
 import time
 from typing import Final
 
@@ -22,6 +24,20 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends, so that none escapes."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def receive(peer: socket.socket, size: int, fds_max: int) -> tuple[bytes, list[int]]:
+    """Data and descriptors from a unix socket; no program that is executed later inherits one.
+
+    `socket.recv_fds` takes the flag for that and forgets it: whatever a command left in the background would hold the
+    other ends of its pipes, and its end would not be seen.
+    """
+    fds = array.array("i")
+    data, ancillary, _, _ = peer.recvmsg(size, socket.CMSG_LEN(fds_max * fds.itemsize), socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
 
 
 def boot_id() -> str:

@@ -180,7 +180,7 @@ class Shim:
         """One line of JSON in (with descriptors, for `exec`), one out."""
         client = self._clients[fd]
         try:
-            data, fds, _, _ = socket.recv_fds(client.peer, 65536, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+            data, fds = procs.receive(client.peer, 65536, FDS_MAX)
         except OSError:
             data, fds = b"", []
         client.said += data

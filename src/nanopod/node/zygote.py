@@ -172,7 +172,7 @@ def serve(agent: socket.socket, threads_max: int) -> None:
     from nanopod.node import run
 
     while True:
-        data, fds, _, _ = socket.recv_fds(agent, 1, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+        data, fds = procs.receive(agent, 1, FDS_MAX)
         if not data:
             return
         answer: dict[str, Any] = {}

@@ -193,7 +193,7 @@ class Server:
         live, wall = Live(), time.time
         desk, books, news = Desk(new_id, settings), Books(store, settings.block_s), NewsFeed()
         ticker = Ticker(store, desk, clock)
-        watch = Watch(live, now)
+        watch = Watch(live, now, on_speed=lambda: tables.changed())
         pulse = Pulse(
             *(store, live, watch, wall),
             owner_of=lambda instance_id: tables.owner_of(instance_id),

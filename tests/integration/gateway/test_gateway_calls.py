@@ -304,6 +304,30 @@ def test_killed_gateway_and_worker_leave_the_call_lost_not_run_twice(stage: Stag
     caller.close()
 
 
+def test_answers_that_nobody_acknowledged_are_no_load_for_the_next_gateway(stage: Stage) -> None:
+    stage.start()
+    worker = stage.worker("endp_fn", "inst_1")
+    caller = Caller(stage)
+    assert isinstance(caller.answer(call(caller, "square", 2))[0], calls.Result)
+    caller.close()
+    stage.kill_gateway()
+    worker.kill()
+    worker.wait(5)
+    seen = len(stage.control.samples)
+    stage.start()
+    assert stage.health()["in_flight"] == 0
+    stage.worker("endp_fn", "inst_2")
+    caller = Caller(stage)
+    assert isinstance(caller.answer(call(caller, "square", 3))[0], calls.Result)
+
+    def told() -> list[Any]:
+        return [one for message in stage.control.samples[seen:] for one in message.endpoints]
+
+    until(lambda: any(one.served[2] for one in told()), what="the sample with the call")
+    assert sum(one.requests for one in told()) == 1, "the call of before is not among them"
+    caller.close()
+
+
 def test_waiting_calls_wake_the_endpoint_and_fail_with_its_failure(stage: Stage) -> None:
     stage.start()
     caller = Caller(stage)

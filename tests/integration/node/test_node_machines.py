@@ -245,6 +245,9 @@ def test_commands_with_pipes(root: Path) -> None:
         assert "nowhere" in (await node.server.exit("exec_4")).error
         link.send(ExecStart("exec_5", inst("other"), ("true",)))
         assert "does not run" in (await node.server.exit("exec_5")).error
+        # What a command leaves in the background holds its pipes, not its end.
+        link.send(ExecStart("exec_8", INSTANCE, ("sh", "-c", "sleep 100 & exit 3")))
+        assert (await node.server.exit("exec_8")).exit_code == 3
         # Signals, and the kill of everything a command started.
         link.send(ExecStart("exec_6", INSTANCE, ("sh", "-c", "trap 'exit 9' TERM; sleep 100 & echo up; wait")))
         await eventually(lambda: node.server.printed("exec_6"), 15)

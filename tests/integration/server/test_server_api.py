@@ -394,7 +394,9 @@ def test_more_instances_than_slots_wait_and_say_why(server: ServerProcess) -> No
             await until(lambda: len(agent.wanted) == 2)
             await until(lambda: "an instance waits: " in str(server.call("GET", "/v1/endpoints/wide")["reasons"]))
             assert server.call("GET", "/v1/endpoints/wide")["status"] == "scaling"
-            await server.acall("POST", "/v1/endpoints", model("wide", scale={"max_workers": 2, "tuning": {"min_scale": 2}}))
+            await server.acall(
+                "POST", "/v1/endpoints", model("wide", scale={"max_workers": 2, "tuning": {"min_scale": 2}})
+            )
             await until(lambda: server.call("GET", "/v1/endpoints/wide")["status"] == "ready", 40)
             await server.acall("DELETE", "/v1/endpoints/wide")
             await until(lambda: not agent.wanted)

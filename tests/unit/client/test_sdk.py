@@ -17,7 +17,7 @@ from nanopod import Deployment
 from nanopod.client import config, deploying
 from nanopod.client.autoscaling import checked, scale_spec
 from nanopod.client.calling import workload
-from nanopod.client.cli import COMMANDS, run, serve
+from nanopod.client.cli import COMMANDS, run, serve, served
 from nanopod.client.image import Image
 from nanopod.data.query import gpu_ram
 from nanopod.model.errors import Invalid, NotReady, Unauthenticated
@@ -419,11 +419,36 @@ def test_serve_makes_the_request_that_its_options_say(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     body = serve.body_of(parsed("serve", str(tmp_path / "mine")))
     assert body["model"]["model_id"] == "mine" and body["model"]["source"] == str(tmp_path / "mine")
-    assert not serve.embeds(body["model"])
+    assert not served.embeds(body["model"])
     (tmp_path / "mine" / "config.json").write_text('{"model_type": "bert"}')
-    assert serve.embeds(body["model"])
-    assert serve.embeds({"source": "sentence-transformers/all-MiniLM-L6-v2", "model_id": "all-MiniLM-L6-v2"})
+    assert served.embeds(body["model"])
+    assert served.embeds({"source": "sentence-transformers/all-MiniLM-L6-v2", "model_id": "all-MiniLM-L6-v2"})
+    body = serve.body_of(
+        parsed("serve", "iris", "--format", "sklearn", "--storage", "s3://m/iris", "--storage-secret", "store",
+               "--option", "max_batch_size=8", "--protocol", "v2", "--profile", "knative")
+    )  # fmt: skip
+    assert body["model"] == {
+        "model_id": "iris", "engine": "server", "source": "", "slots": 8, "format": "sklearn",
+        "options": {"max_batch_size": "8"}, "protocols": ["v2"],
+        "storage": [{"uri": "s3://m/iris", "path": "/mnt/models", "secret": "store"}],
+    }  # fmt: skip
+    assert body["scale"]["profile"] == "knative"
+    assert served.snippets("http://x", "iris", body["model"]).strip().startswith("curl http://x/v2/models/iris/infer")
+    body = serve.body_of(
+        parsed("serve", "web", "--command", "python3 -m 'my server'", "--protocol", "http", "--port", "80")
+    )
+    assert body["model"]["argv"] == ["python3", "-m", "my server"]
+    assert (body["model"]["protocols"], body["model"]["port"]) == (["http"], 80)
+    (tmp_path / "cat.onnx").write_bytes(b"")
+    body = serve.body_of(parsed("serve", str(tmp_path / "cat.onnx"), "--format", "onnx"))
+    assert (body["name"], body["model"]["protocols"]) == ("cat", ["v1", "v2"])
     for words in (
+        ["serve", "m", "--format", "sklearn"],
+        ["serve", "m", "--engine", "server", "--storage", "s3://m/x"],
+        ["serve", "m", "--protocol", "v1"],
+        ["serve", "m", "--format", "onnx", "--storage", "s3://m/x", "--port", "1"],
+        ["serve", "m", "--command", "a", "--", "b"],
+        ["serve", "m", "--command", "'a"],
         ["serve", "m", "--engine", "command"],
         ["serve", "./nowhere"],
         ["serve", "m", "--engine", "reference", "--", "x"],

@@ -126,6 +126,25 @@ async def test_what_the_quota_stopped_is_told_once_and_killed(s: Stage) -> None:
     assert await s.notices() == ["instance.created"], "the desk told it when it decided"
 
 
+@on_stage(sku_id="isku_a")
+async def test_a_start_that_no_agent_heard_of_ends_when_it_is_wanted_no_more(s: Stage) -> None:
+    await s.hello(node())
+    await s.scale(2)
+    await s.step(s.deployments, "d1")
+    forgotten, named = await s.rows()
+    # Both failed at epoch 1 and are about to start again; of one the agent still says that.
+    seen = [ObservedInstance(named.instance_id, 1, "failed")]
+    again = {"granted_at": AT, "node_id": "n1", "phase": "queued", "epoch": 2, "not_before": NOW + 5}
+    for row in (forgotten, named):
+        await s.set(row.instance_id, **again)
+        await s.store.write(lambda write: observe_machine(write, "m1", seen, NOW))
+        assert (await s.instance(row.instance_id)).phase == "queued", "it is wanted"
+        await s.set(row.instance_id, intent="stop", reason="deleted")
+        await s.store.write(lambda write: observe_machine(write, "m1", seen, NOW))
+        assert (await s.step(s.instances, row.instance_id)).step == "end"
+        assert (await s.instance(row.instance_id)).ended_at == AT
+
+
 def wanted(s: Stage) -> WantedPusher:
     secrets: Any = Secrets()
     none: Any = None

@@ -131,3 +131,47 @@ def test_demand_lasts_until_it_is_not_repeated() -> None:
     live.demand("e1", 2, NOW)
     live.sample("g1", NOW, EndpointSample("e1", 0.0, 0, 0, 0))
     assert waiting(NOW) == 0
+
+
+def test_a_gateway_whose_clock_was_far_ahead_is_heard_again() -> None:
+    live = Live()
+    live.gateway_up("gw", ())
+    live.restored("e1", {}, 0.0, NOW)
+    sample = EndpointSample("e1", 1.0, 1, 0, 1)
+    assert live.sample("gw", NOW + 86_400, sample, NOW)
+    assert live.acks() == [("gw", pytest.approx(NOW + 86_400))]
+    for at in (NOW + 1, NOW + 2, NOW + 3):
+        assert live.sample("gw", at, sample, at)
+        assert not live.sample("gw", at, sample, at)
+    live.stored("e1", {"gw": NOW + 3})
+    assert not live.is_unsaved("e1")
+    assert live.acks() == [("gw", NOW + 3)]
+
+
+def test_what_is_no_number_counts_as_nothing() -> None:
+    live = Live()
+    load = live.restored("e1", {}, 0.0, NOW)
+    nan, inf = float("nan"), float("inf")
+    assert not live.sample("gw", nan, EndpointSample("e1", 1.0, 1, 0, 1), NOW)
+    bad = EndpointSample(
+        "e1", nan, -5, -1, -1, inf, waiting_load=nan, oldest_wait_s=-inf, served=(nan, -1.0, 2), tokens=-3
+    )
+    assert live.sample("gw", NOW, bad, NOW)
+    assert live.sample("gw", NOW + 0.5, EndpointSample("e1", 2.0, 3, 0, 1, 4.0), NOW)
+    ((_, tally),) = load.take()
+    assert (tally.concurrency, tally.requests, tally.units, tally.tokens, tally.served) == (
+        2.0,
+        3,
+        4.0,
+        0,
+        (0.0, 0.0, 2),
+    )
+    assert (load.waiting_load(), load.in_flight(), load.oldest_wait_s(NOW)) == (0.0, 1, 0.0)
+
+
+def test_seconds_that_come_again_in_any_order_count_once() -> None:
+    live = Live()
+    load = live.restored("e1", {}, 0.0, NOW)
+    for at in (1, 2, 3, 1, 3, 2, 4, 4, 1):
+        live.sample("gw", NOW + at, EndpointSample("e1", 1.0, 1, 0, 0), NOW + 4)
+    assert [tally.requests for _, tally in load.take()] == [1, 1, 1, 1]

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from chain_rows import NOW, SCALE, SPEC, endpoint, instance
+from chain_rows import NOW, SCALE, SPEC, deployment, endpoint, instance, revision
 
 from nanopod.control.live import Live
 from nanopod.control.scaling import STORE_S, Watch, restored
+from nanopod.control.tables import route_row
 from nanopod.model.endpoint import ScaleSpec, Tuning
 from nanopod.model.wire import EndpointSample, WorkerState
 
@@ -242,3 +243,36 @@ def test_a_thousand_idle_endpoints_are_not_looked_at() -> None:
         watch.due(NOW + second)
         looked += sum(one.state.evaluated_at != before[key] for key, one in watch.known.items())
     assert (looked, watch.next_at) == (0, float("inf"))
+
+
+def test_gateways_hear_how_fast_workers_are_and_again_only_when_that_changes_by_much() -> None:
+    s = Stage(KEPT)
+    told: list[float] = []
+    s.watch.on_speed = lambda: told.append(s.live.units_per_s("e1"))
+    s.look(NOW)
+    for second in range(1, 21):
+        assert told == []
+        s.sample(NOW + second, 1.0, served=(100.0, 0.5, 1))
+        s.look(NOW + second + 0.5)
+    assert told == [pytest.approx(800.0)], "four at once, 100 units in half a second each"
+    row = route_row(s.endpoint, deployment(), revision(), [instance()], s.live)
+    assert row.units_per_s == told[0]
+    s.sample(NOW + 21, 1.0, served=(300.0, 0.5, 1))
+    s.look(NOW + 21.5)
+    assert len(told) == 1, "9.5 % more"
+    s.sample(NOW + 22, 1.0, served=(300.0, 0.5, 1))
+    s.look(NOW + 22.5)
+    assert told[1:] == [pytest.approx(2600 / 11 * 4)]
+    s.live.worker("g1", WorkerState("i0", 1, True, True, perf=50.0))
+    s.watch.evaluate("e1", NOW + 23)
+    assert told[2:] == [50.0], "a benchmark says it better"
+
+
+def test_gateways_by_the_rules_of_knative_need_no_speed() -> None:
+    s = Stage(KNATIVE)
+    s.watch.on_speed = lambda: pytest.fail("tables are not pushed for it")
+    s.look(NOW)
+    for second in range(1, 40):
+        s.sample(NOW + second, 1.0, served=(100.0, 0.5, 1))
+        s.look(NOW + second + 0.5)
+    assert s.live.units_per_s("e1") == 0.0

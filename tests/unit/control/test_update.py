@@ -14,10 +14,12 @@ from nanopod.model.endpoint import (
     Fingerprints,
     FunctionSpec,
     ImageSpec,
+    LoadedModel,
     ModelSpec,
     RolloutSpec,
     ScaleSpec,
     SecretRef,
+    StorageSpec,
     Tuning,
     VolumeMount,
 )
@@ -180,9 +182,30 @@ def test_a_query_edit_keeps_workers_that_still_fit() -> None:
         ({"rollout": RolloutSpec(min_calls=0)}, "rollout.min_calls"),
         ({"scale": ScaleSpec(on_demand_fallback=1.5)}, "scale.on_demand_fallback"),
         ({"scale": ScaleSpec(max_price=0.0)}, "scale.max_price"),
+        ({"scale": ScaleSpec(max_price=1e308)}, "scale.max_price"),
+        ({"scale": ScaleSpec(min_load=1e308)}, "scale.min_load"),
+        ({"scale": ScaleSpec(target_concurrency=5e-324)}, "scale.target_concurrency"),
     ],
 )
 def test_impossible_rollouts_and_prices_name_the_field(more: dict[str, Any], field: str) -> None:
     with pytest.raises(Invalid) as caught:
         check(replace(BASE, **more))
     assert caught.value.field == field
+
+
+def test_further_models_alone_leave_the_workers() -> None:
+    other = LoadedModel("b", "sklearn", StorageSpec("s3://m/b"))
+    model = ModelSpec("a", "server", format="sklearn", storage=(StorageSpec("s3://m/a"),), models=(other,))
+    before = fingerprinted(EndpointSpec("a", kind="model", model=model))
+
+    def hot(spec: EndpointSpec) -> tuple[str, bool]:
+        known = endpoint(scale=before.scale, scale_fingerprint=before.fingerprints.scale)
+        found = compare(known, revision(spec=before), fingerprinted(replace(spec, fingerprints=Fingerprints())))
+        return found.action, found.models_only
+
+    assert hot(replace(before, model=replace(model, models=()))) == ("soft_update", True)
+    assert hot(replace(before, model=replace(model, models=(other, replace(other, name="c"))))) == ("soft_update", True)
+    assert hot(replace(before, model=replace(model, models=(), slots=2))) == ("soft_update", False)
+    env = replace(before, model=replace(model, models=()), image=ImageSpec(env={"A": "1"}))
+    assert hot(env) == ("hard_update", False)
+    assert hot(before) == ("exists", False)

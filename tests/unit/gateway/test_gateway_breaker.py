@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from pool_stage import Host, add, pool_with, send
+from msgspec.structs import replace
+from pool_stage import Host, add, pool_with, send, tell
 
 from nanopod.gateway import breaker
 from nanopod.gateway.breaker import QUEUE_DEPTH
@@ -64,11 +65,29 @@ def test_nothing_is_predicted_of_unknown_speeds_or_without_a_ready_worker() -> N
     send(pool, 1e9)
     assert pool.predicted_wait_s("") is None
     assert breaker.check(pool, "") is None
-    link.perf, pool.measured = 10.0, True
+    tell(link, perf=10.0)
     assert breaker.check(pool, "") is not None
     link.usable = False
     assert pool.predicted_wait_s("") is None
     assert breaker.check(pool, "") is None, "while none is ready everybody is held"
+
+
+def test_a_speed_that_the_tables_tell_counts_for_workers_that_measured_none() -> None:
+    host = Host()
+    pool = pool_with(host, kind="function", max_queue_time_s=10.0)
+    add(pool, host, "a", slots=1)
+    send(pool, 150.0)
+    assert breaker.check(pool, "") is None
+    pool.routed(replace(pool.route, units_per_s=10.0))
+    assert pool.slowest == 10.0
+    assert pool.predicted_wait_s("") == 15.0
+    refused = breaker.check(pool, "")
+    assert refused is not None and refused.status == 429
+    add(pool, host, "b", slots=1, perf=20.0)
+    assert pool.predicted_wait_s("") == 5.0, "its own measure goes first"
+    assert breaker.check(pool, "") is None
+    pool.routed(replace(pool.route, units_per_s=0.0))
+    assert pool.slowest == 20.0
 
 
 def test_work_of_another_revision_is_not_waited_for() -> None:

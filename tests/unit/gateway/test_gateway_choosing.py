@@ -100,6 +100,7 @@ def test_unmeasured_worker_counts_as_the_median_of_the_others() -> None:
     links = [add(pool, host, "a", perf=10.0), add(pool, host, "b", perf=30.0), add(pool, host, "c")]
     assert choosing.speeds(links) == [10.0, 30.0, 20.0]
     assert choosing.speeds(links[2:]) == [1.0]
+    assert choosing.speeds(links, 5.0) == [10.0, 30.0, 5.0], "what we are told goes before the median"
 
 
 def test_equals_are_drawn_at_random() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pool_stage import Host, Work, add, pool_with, send
 
-from nanopod.gateway.resending import KEPT_MAX, Unacked
+from nanopod.gateway.process import Gateway
+from nanopod.gateway.resending import KEPT_MAX, KEPT_S, Unacked
 from nanopod.gateway.stats import MEDIAN_OF, Median, RequestStats
-from nanopod.model.wire import LATENCY_BUCKETS_S, Samples
+from nanopod.model.layout import Layout
+from nanopod.model.wire import LATENCY_BUCKETS_S, RouteRow, Samples, SamplesAck
 
 
 def test_average_is_over_the_time_since_the_first_event_then_since_the_last_report() -> None:
@@ -181,7 +186,42 @@ def test_samples_are_kept_until_they_are_acknowledged_and_not_for_ever() -> None
     assert [samples.at for samples in unacked.all()] == [105.0, 106.0, 107.0, 108.0, 109.0]
     for second in range(700):
         unacked.keep(Samples(200.0 + second, []))
-    assert len(unacked) == KEPT_MAX == 600
+    assert len(unacked) == KEPT_S == 600
     assert unacked.all()[0].at == 300.0
+    for part in range(KEPT_MAX + 1):
+        unacked.keep(Samples(900.0 + part / 1e6, []))
+    assert len(unacked) == KEPT_MAX
     unacked.acked(1e12)
     assert not len(unacked)
+
+
+def test_a_first_request_whose_news_is_lost_with_the_link_is_told_again_and_counted_once(tmp_path: Path) -> None:
+    class Control:
+        def __init__(self) -> None:
+            self.told: list[Any] = []
+
+        def send(self, message: Any) -> None:
+            self.told.append(message)
+
+        def samples(self) -> list[Samples]:
+            return [message for message in self.told if isinstance(message, Samples)]
+
+    async def scene() -> None:
+        gateway = Gateway(Layout(tmp_path), "g1", asyncio.get_running_loop())
+        first, second = Control(), Control()
+        gateway.linked(first)
+        pool = gateway.pool(RouteRow("e", "w", "n", "default", "model", "r1"))
+        pool.enter(30.0)
+        (poke,) = first.samples()
+        assert (poke.poke, poke.endpoints[0].requests) == (True, 1)
+        gateway.unlinked()
+        assert pool.sample().requests == 0, "it was told"
+        gateway.linked(second)
+        assert second.samples() == [poke]
+        gateway.on_message(SamplesAck(poke.at))
+        gateway.linked(third := Control())
+        assert third.samples() == []
+        gateway.meter.close()
+        gateway.journal.close()
+
+    asyncio.run(scene())

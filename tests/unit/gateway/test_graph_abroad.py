@@ -14,6 +14,10 @@ ANSWERS = {
     "/chunks": b"HTTP/1.1 201 Created\r\ntransfer-encoding: chunked\r\n\r\n2\r\nhi\r\n3\r\n you\r\n0\r\n\r\n",
     "/close": b"HTTP/1.1 500 Oh\r\n\r\nuntil the end",
     "/moved": b"HTTP/1.1 302 Found\r\nlocation: http://elsewhere/\r\ncontent-length: 0\r\n\r\n",
+    "/short": b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhi",
+    "/nothing": b"",
+    "/odd": b"HTTP/1.1 999 Odd\r\ncontent-length: 0\r\n\r\n",
+    "/upgrade": b"HTTP/1.1 101 Up\r\nconnection: upgrade\r\nupgrade: x\r\n\r\nraw",
     "/junk": b"this is not HTTP\r\n\r\n",
 }
 
@@ -67,3 +71,16 @@ def test_what_cannot_be_reached_says_so_without_secrets() -> None:
     assert b"link-local" in asyncio.run(post_abroad("http://169.254.169.254/", b"", Head()))[1]
     status, body, _ = asyncio.run(_asked("/junk"))[0]
     assert status == 502
+
+
+@pytest.mark.parametrize("path", ["/short", "/nothing", "/odd", "/upgrade"])
+def test_an_answer_that_is_not_whole_or_none_is_no_answer(path: str) -> None:
+    status, body, _ = asyncio.run(_asked(path))[0]
+    assert status == 502
+    assert b"error" in body
+
+
+@pytest.mark.parametrize("host", ["[::ffff:169.254.169.254]", "[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::]"])
+def test_link_local_addresses_in_disguise(host: str) -> None:
+    assert b"link-local" in asyncio.run(post_abroad(f"http://{host}/", b"", Head()))[1]
+    assert asyncio.run(post_abroad("http://127.0.0.1:99999/", b"", Head()))[0] == 502

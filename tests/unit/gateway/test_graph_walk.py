@@ -199,3 +199,20 @@ def test_the_path_that_a_step_asks(protocols: tuple[str, ...], request_: Any, pa
     if "openai" in protocols:
         assert json.loads(found[1])["model"] == "m"
     assert path_for(RouteRow("e", "w", "f", "default", "function", "r"), b"{}") is None
+
+
+def test_nodes_that_multiply_are_stopped() -> None:
+    wide = {f"n{at}": GraphNode("Ensemble", tuple(GraphStep(node=f"n{at + 1}", name=str(n)) for n in range(100)))
+            for at in range(20)}  # fmt: skip
+    nodes = {"root": wide["n0"], **wide, "n20": GraphNode("Sequence", (GraphStep(service="echo"),))}
+    status, answer, asked = walked(GraphSpec(nodes), {}, SERVICES)
+    assert (status, asked) == (508, [])
+    assert "more than 1000 steps" in answer["error"]
+
+
+def test_large_and_deep_bodies_are_looked_into_all_the_same() -> None:
+    graph = one("Switch", GraphStep(service="echo", condition="a.#(b==2)"))
+    large = {"a": [{"b": 1}] * 20_000 + [{"b": 2}]}
+    assert walked(graph, large, SERVICES)[::2] == (200, ["echo"])
+    assert walked(graph, b'{"a":' + b"[" * 100_000, SERVICES)[0] == 404
+    assert walked(one("Switch", GraphStep(service="echo", condition=f"a.{'9' * 2000}")), {"a": [1]}, SERVICES)[0] == 404

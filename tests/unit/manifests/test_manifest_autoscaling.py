@@ -163,3 +163,37 @@ def test_fields_count_before_annotations() -> None:
     assert (tuning.min_scale, tuning.max_scale) == (0, 5)
     found = said(text.replace("minReplicas: 0", "minReplicas: 9"))
     assert "min-scale 9 is above max-scale 5" in found[0][2]
+
+
+def test_the_installations_limit_of_the_scale() -> None:
+    limited = Known(max_scale_limit=10)
+    scale = spec_of(service("{maxReplicas: 10, sklearn: {storageUri: 's3://b/m'}}"), limited).scale
+    assert scale.tuning.max_scale == 10
+    unstated = spec_of(service(MODEL), limited).scale
+    assert (unstated.tuning.max_scale, unstated.max_workers) == (10, 10), "which states none gets the limit"
+    vast = spec_of(service(MODEL), Known(profile="vast", max_scale_limit=3)).scale
+    assert (vast.max_workers, vast.cold_workers) == (3, 3)
+    for most in ("0", "11"):
+        found = said(service(f"{{maxReplicas: {most}, sklearn: {{storageUri: 's3://b/m'}}}}"), limited)
+        assert [(line, path) for line, path, _ in found] == [(4, "spec.predictor.maxReplicas")]
+        assert "max_scale_limit" in found[0][2]
+        found = said(annotated(**{KNATIVE + "max-scale": most}), limited)
+        assert [path for _, path, _ in found] == [f'metadata.annotations["{KNATIVE}max-scale"]']
+    found = said(service("{minReplicas: 11, sklearn: {storageUri: 's3://b/m'}}"), limited)
+    assert "min-scale 11 is above the 10" in found[0][2]
+
+
+def test_models_that_do_not_fit_into_a_worker() -> None:
+    text = service("{sklearn: {storageUri: 's3://b/m', resources: {limits: {memory: 64Mi}}}}")
+    more = """---
+apiVersion: serving.kserve.io/v1alpha1
+kind: TrainedModel
+metadata: {name: other}
+spec: {inferenceService: iris, model: {framework: sklearn, storageUri: 's3://b/o', memory: %s}}
+"""
+    assert said(text + more % "64Mi") == []
+    [(line, path, message)] = said(text + more % "65Mi")
+    assert (line, path) == (9, "spec.model.memory")
+    assert "reserve 65 MiB in all (other 65 MiB), and its resources ask for 64 MiB" in message
+    [(_, _, message)] = said(text.replace("64Mi", "4Gi") + more % "2Gi", Known(memory_max=1 << 30))
+    assert "the largest node has 1024 MiB" in message

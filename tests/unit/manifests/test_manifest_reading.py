@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanopod.server.manifests.planning import Known, plan
 from nanopod.server.manifests.reading import DEPTH_MAX, Document, Unreadable, paths_of, read_documents
 
 
@@ -122,3 +123,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
     except Unreadable:
         return
     assert all(isinstance(document.data, dict) for document in found)
+
+
+@pytest.mark.parametrize("name", ["0", "false", "1.5", '""', "0x10"])
+@pytest.mark.parametrize("kind", ["ConfigMap", "PersistentVolumeClaim", "ServiceAccount"])
+def test_a_name_is_text_and_never_empty(kind: str, name: str) -> None:
+    made = plan([("f.yaml", f"apiVersion: v1\nkind: {kind}\nmetadata: {{name: {name}}}\n")], Known())
+    assert [(one.line, one.path) for item in made.items for one in item.problems.errors][:1] == [(3, "metadata.name")]

@@ -126,6 +126,8 @@ def test_the_form_of_coreweave_works_unchanged() -> None:
 @pytest.mark.parametrize(
     ("container", "argv", "protocols", "port"),
     [
+        ("{image: host, command: [run, '{port} {x}'], args: [$(NAME)], env: [{name: NAME, value: '{host}'}]}",
+         ("run", "{{port}} {x}", "{{host}}"), ("v1", "v2", "http"), 0),
         ("{image: nanopod/host, command: [run], args: [--port, $(PORT), $$(X), $(NAME)], env: [{name: NAME, value: v}]}",
          ("run", "--port", "{port}", "$(X)", "v"), ("v1", "v2", "http"), 0),
         ("{image: host, command: [run], ports: [{containerPort: 9090}]}", ("run",), ("v1", "v2", "http"), 9090),

@@ -56,3 +56,11 @@ def test_a_bad_graph_is_told_where_and_why(bad: GraphSpec, told: str) -> None:
     with pytest.raises(Invalid) as caught:
         check_graph(bad)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://h:99999/", "http://h/a b", "http://h/\r\nx: y", "http://h/\u00e9", "http://[::1/"]
+)
+def test_an_address_that_cannot_be_asked(url: str) -> None:
+    with pytest.raises(Invalid, match=r"nodes.root.steps\[0\].url"):
+        check_graph(GraphSpec({"root": GraphNode("Sequence", (GraphStep(url=url),))}))

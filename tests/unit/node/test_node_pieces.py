@@ -312,6 +312,9 @@ def test_the_command_is_filled_in() -> None:
     ]  # fmt: skip
     with pytest.raises(EngineFailed, match=r"model\.argv"):
         CommandEngine(ModelSpec("m", "command"))
+    assert filled(("{{port}} {x}", "{{{port}}}", "{model}"), port=81, model="{port}") == [
+        "{port} {x}", "{{port}}", "{port}",
+    ]  # fmt: skip
 
 
 # --- machine and files ---

@@ -100,11 +100,13 @@ def test_a_speed_is_estimated_from_what_was_completed() -> None:
     served = ServedState()
     for second in range(19):
         load.add_served(served, T + second, (100.0, 0.5, 1), 0.3)
-    assert load.estimated_mu(served, 1) is None, "19 requests are too few"
+    assert load.estimated_mu(served, 1) is None and load.most_mu(served, 1) is None, "19 requests are too few"
     load.add_served(served, T + 19, (100.0, 0.5, 1), 6.0)
     assert load.estimated_mu(served, 1) == pytest.approx(200.0)
     assert load.estimated_mu(served, 4) == pytest.approx(800.0)
     assert load.estimated_mu(served, 0) == pytest.approx(1200.0)
+    assert load.most_mu(served, 8) == pytest.approx(1600.0), "six at once so far, and eight may be"
+    assert load.most_mu(served, 0) is None
     load.add_served(served, T + 605, (100.0, 2.0, 20), 0.1)
     assert load.estimated_mu(served, 8) == pytest.approx(6.0 * 11 * 100 / (10 * 0.5 + 2.0)), "ten minutes, by slots"
     load.add_served(served, T + 5, (1e9, 1.0, 1), 9.0)

@@ -75,3 +75,9 @@ def test_what_is_not_json(data: bytes) -> None:
 def test_what_is_not_an_object(data: bytes) -> None:
     with pytest.raises(NanopodError):
         parse(data, NewKey)
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"name":"\xff"}', b'{"\xff":1}', b"\xff", b'{"a":' * 100_000])
+def test_bytes_that_are_meant_to_break_it(data: bytes) -> None:
+    with pytest.raises(BadRequest):
+        parse(data, NewKey)

@@ -72,6 +72,9 @@ def test_bytes_survive_the_binary_form(array: Any) -> None:
         ({"name": "x", "shape": [1], "datatype": "FP32", "data": [None]}, "not of datatype"),
         ({"name": "x", "shape": [1], "datatype": "BYTES", "data": [1]}, "strings"),
         ({"name": "x", "shape": [1], "datatype": "FP32"}, "neither"),
+        ({"name": "x", "shape": [0, 2**63], "datatype": "FP32", "data": []}, "too large"),
+        ({"name": "x", "shape": [0, 2**40, 2**40], "datatype": "BYTES", "data": []}, "too large"),
+        ({"name": "x", "shape": ["a"] * 100_000, "datatype": "FP32", "data": []}, "^.{,120}$"),
         ("x", "object"),
     ],
 )
@@ -171,3 +174,25 @@ def test_an_output_that_the_model_does_not_have() -> None:
     )
     with pytest.raises(Refused, match="no output nothing"):
         v2.answer("m", v2.parse(body, {}), [tensor("y", [1])])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"[" * 100_000,
+        b'{"inputs":' + b"[" * 100_000,
+        b"\xff",
+        b'{"inputs":[{"name":"x","shape":[%s]}]}' % (b"9" * 5000),
+    ],
+)
+def test_bodies_that_are_meant_to_break_it(body: bytes) -> None:
+    with pytest.raises(Refused) as refused:
+        v2.parse(body, {})
+    assert refused.value.status == 400
+
+
+@pytest.mark.parametrize("length", ["9" * 5000, "-1", "\u00b2", "", "0x1"])
+def test_a_length_of_the_head_that_is_none(length: str) -> None:
+    with pytest.raises(Refused, match="must be a number") as refused:
+        v2.parse(b"{}", {v2.HEADER_LENGTH: length})
+    assert len(str(refused.value)) < 200

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
+import http.client
 import io
 import os
 import tarfile
 import threading
+import tracemalloc
+import urllib.request
 import zipfile
 from collections.abc import Iterator
+from email.message import Message
 from pathlib import Path
 
 import pytest
@@ -18,6 +23,7 @@ from storage_sites import Site, site
 from nanopod.model.endpoint import StorageSpec
 from nanopod.model.layout import Layout
 from nanopod.node.storage import storage as storages
+from nanopod.node.storage import streams
 from nanopod.node.storage.cache import Cache, Kept
 from nanopod.node.storage.errors import GivenUp, StorageFailed
 from nanopod.node.storage.fetching import Fetcher, Progress
@@ -189,6 +195,9 @@ def test_an_archive_is_unpacked_once(tmp_path: Path, source: Site) -> None:
         ([("x", "../../etc/passwd")], "leads out"),
         ([("x", "/etc/passwd")], "leads out"),
         ([("x", "y")], "nothing"),
+        ([("x", b"1"), ("x/y", b"2")], "the beginning of"),
+        ([("z", b"1"), ("x", "z"), ("x/y", b"2")], "the beginning of"),
+        ([("x" * 256, b"1")], "cannot be a file"),
         ([], "holds no files"),
     ],
 )
@@ -329,3 +338,56 @@ def test_what_nobody_waits_for_ends_and_keeps_what_it_has(tmp_path: Path, source
 
     asyncio.run(story())
     assert (tmp_path / "two/big").read_bytes() == BIG
+
+
+def test_a_chain_of_links_ends_and_a_bomb_is_not_unfolded(tmp_path: Path, source: Site) -> None:
+    source.files = {"m.tgz": _tar(*((f"l{at}", f"l{at + 1}") for at in range(20_000)))}
+    with pytest.raises(StorageFailed, match="leads to nothing"):
+        fetch(tmp_path, StorageSpec(f"{source.url}/m.tgz"))
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        link = zipfile.ZipInfo("link")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, b"a/" * (20 << 20), zipfile.ZIP_DEFLATED)
+    source.files["m.zip"], source.kinds["m.zip"] = zipped.getvalue(), "application/zip"
+    tracemalloc.start()
+    with pytest.raises(StorageFailed, match="leads to nothing"):
+        fetch(tmp_path, StorageSpec(f"{source.url}/m.zip"))
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_a_tar_whose_names_fill_the_memory(tmp_path: Path, source: Site) -> None:
+    out = io.BytesIO()
+    with gzip.open(out, "wb") as packed:
+        entry = tarfile.TarInfo("././@LongLink")
+        entry.type, entry.size = tarfile.GNUTYPE_LONGNAME, 64 << 20
+        packed.write(entry.tobuf(tarfile.GNU_FORMAT) + b"a" * (64 << 20))
+    source.files = {"m.tgz": out.getvalue()}
+    with pytest.raises(StorageFailed, match="too long"):
+        fetch(tmp_path, StorageSpec(f"{source.url}/m.tgz"))
+
+
+@pytest.mark.parametrize("host", ["169.254.169.254", "[::ffff:169.254.169.254]"])
+def test_link_local_addresses_are_no_places_of_models(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    class Reached:
+        def getpeername(self) -> tuple[str, int]:
+            return host.strip("[]"), 80
+
+        def close(self) -> None:
+            pass
+
+    def connect(connection: http.client.HTTPConnection) -> None:
+        connection.sock = Reached()  # type: ignore[assignment]
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    with pytest.raises(StorageFailed, match="link-local"):
+        streams.ask(f"http://{host}/latest/meta-data", {}, "it")
+
+
+def test_a_redirect_to_another_scheme_is_not_followed(source: Site) -> None:
+    redirects, request = streams.Redirects(frozenset()), urllib.request.Request(f"{source.url}/m")
+    with pytest.raises(StorageFailed, match="ftp"):
+        redirects.redirect_request(request, io.BytesIO(), 302, "Found", Message(), "ftp://elsewhere/m")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,8 @@ from nanopod.model.layout import Layout
 from nanopod.node.storage import furnishing, told
 from nanopod.node.storage.errors import StorageFailed
 from nanopod.node.storage.storage import Storage
+
+MISSING = StorageSpec("file:///nowhere/at/all", "/mnt/models")
 
 
 def instance(*storage: StorageSpec, models: tuple[LoadedModel, ...] = ()) -> InstanceSpec:
@@ -102,3 +105,52 @@ def test_names_that_cannot_be(tmp_path: Path) -> None:
         with pytest.raises(StorageFailed) as caught:
             furnishing.wanted_of(spec)
         assert caught.value.user_fault
+
+
+def test_a_model_is_added_beside_what_is_linked_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "a.json").write_text("{}")
+    monkeypatch.setenv(furnishing.ALLOWED, str(models))
+    main = StorageSpec(models.as_uri(), "data")
+    there, env, _ = furnish(tmp_path, instance(main))
+    whole = Path(env[told.DIRECTORY])
+    assert whole.is_symlink()
+    small = StorageSpec("config://c", "/mnt/models/b", options={"b.txt": "text:one"})
+    spec = instance(main, models=(LoadedModel("b", "sklearn", small), LoadedModel("gone", "onnx", MISSING)))
+
+    def added(spec: InstanceSpec, name: str) -> Path:
+        work = furnishing.add(
+            Storage(Layout(tmp_path / "data")), Layout(tmp_path / "data"), spec, there.parent, name,
+            lambda one: dict(one.options), threading.Event(),
+        )  # fmt: skip
+        return asyncio.run(work)
+
+    assert added(spec, "b") == whole / "b" == furnishing.place_in(spec, there.parent, "b")
+    assert (whole / "b/b.txt").read_text() == "one" and (whole / "a.json").read_text() == "{}"
+    assert [one.name for one in models.iterdir()] == ["a.json"], "nothing is written into what is linked to"
+    changed = replace(small, options={"c.txt": "text:two"})
+    assert added(instance(main, models=(LoadedModel("b", "sklearn", changed),)), "b") == whole / "b"
+    assert [one.name for one in (whole / "b").iterdir()] == ["c.txt"], "it takes the place of the one before"
+    with pytest.raises(StorageFailed, match="does not allow it"):
+        added(spec, "gone")
+    furnishing.discard(whole / "b")
+    assert not (whole / "b").exists()
+
+
+def test_a_further_model_that_cannot_be_had_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(furnishing.ALLOWED, raising=False)
+    good = StorageSpec("config://c", "/x", options={"b.txt": "text:one"})
+    spec = instance(models=(LoadedModel("gone", "onnx", MISSING), LoadedModel("b", "sklearn", good)))
+    lacking: dict[str, str] = {}
+    layout, directory = Layout(tmp_path / "data"), tmp_path / "data/i"
+    (directory / "app").mkdir(parents=True)
+    wanted, root = furnishing.wanted_of(spec), directory / "storage"
+    settings = {"b.txt": "text:one"}
+    work = furnishing.bring(Storage(layout), wanted, root, lambda _: settings, print, threading.Event(), lacking)
+    asyncio.run(work)
+    furnishing.mount(layout, spec, directory, wanted, root, directory / "app", lacking)
+    assert list(lacking) == ["gone"] and "does not allow it" in lacking["gone"]
+    assert (root / "models/b/b.txt").read_text() == "one"
+    with pytest.raises(StorageFailed):
+        furnishing.mount(layout, spec, directory, wanted, root, directory / "app")

@@ -211,7 +211,7 @@ def _wait_one(api: Api, kind: str, name: str, deadline: float, *, quiet: bool) -
                 print(f"{kind.lower()}/{name} is {'done' if kind == 'Job' else 'ready'}")
             return 0
         conditions = (found["manifest"].get("status") or {}).get("conditions") or ()
-        failed = reason in ("RevisionFailed", "Stopped") or any(
+        failed = reason in ("RevisionFailed", "ModelFailed", "Stopped") or any(
             one.get("type") == "Failed" and one.get("status") == "True" for one in conditions
         )
         if failed or time.monotonic() > deadline:

@@ -1,44 +1,52 @@
-"""`nanopod serve MODEL`: a model behind the OpenAI API, by the built-in engine or by any command that speaks it."""
+"""`nanopod serve MODEL`: a model by the built-in engine, by our model server, or by any command."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 from nanopod.client import autoscaling
-from nanopod.client.cli import deploy, scaling, show
+from nanopod.client.cli import deploy, scaling, served, show
+from nanopod.client.cli.parser import Parser
 from nanopod.client.source import clean_name
-from nanopod.model.errors import Invalid, NanopodError
+from nanopod.model.errors import NanopodError
+
+EXAMPLES: Final = (
+    "nanopod serve nanopod-tiny",
+    "nanopod serve qwen -- vllm serve qwen --port {port}",
+    "nanopod serve iris --format sklearn --storage s3://models/iris --protocol v2",
+    "nanopod serve ./iris --format sklearn --option max_batch_size=32 --min 0 --idle 60",
+    "nanopod serve web --command 'python3 server.py' --protocol http --port 8080 --profile knative",
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Options of `nanopod serve`."""
     parser.usage = "nanopod serve MODEL [options] [-- COMMAND ...]"
-    parser.epilog = (
-        "MODEL is nanopod-tiny, a directory in Hugging Face layout, a hub id, or with a COMMAND any id. "
-        "In COMMAND {port}, {host} and {model} are filled in: nanopod serve qwen -- vllm serve qwen --port {port}"
+    parser.description = (
+        "Serve a model: nanopod-tiny, a directory in Hugging Face layout or a hub id by the built-in engine; with "
+        "--format a directory or a name by our model server; with a COMMAND any name. In COMMAND {port}, {host} and "
+        "{model} are filled in."
     )
     parser.add_argument("model", metavar="MODEL")
     parser.add_argument("--name", help="of the endpoint (default: the model's last part)")
-    parser.add_argument("--engine", choices=("reference", "command"), help="default: command when there is a COMMAND")
-    parser.add_argument("--slots", type=int, default=8, help="requests that one worker runs at once (default: 8)")
+    served.add_options(parser)
     parser.add_argument(
         "--min", type=int, dest="least", metavar="N", help="workers kept loaded (default: 1; 0: may sleep)"
     )
     parser.add_argument("--max", type=int, dest="most", metavar="N", help="largest number of workers")
     parser.add_argument("--idle", type=float, metavar="S", help="sleep after so many idle seconds (implies --min 0)")
     scaling.add_options(parser, without=("--min", "--max", "--idle"))
-    parser.add_argument("--ready-path", default="/v1/models", help="of a COMMAND: answers 200 when ready")
     parser.add_argument("--no-wait", action="store_true", help="do not wait until a worker is ready")
     parser.add_argument("--timeout", type=float, default=900.0, metavar="S", help="longest wait (default: 900)")
     show.add_server_options(parser)
-    _split_command(parser)
+    if isinstance(parser, Parser):
+        parser.takes_command = True
+        parser.show_examples(EXAMPLES)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,26 +68,14 @@ def run(args: argparse.Namespace) -> int:
         show.print_json({**answer, "endpoint": endpoint})
         return 0
     state = "is ready" if endpoint.get("ready_instance_count") else f"is {endpoint.get('status', 'created')}"
-    print(f"{model_id} {state} at {api.target.url}/v1\n")
-    print(snippets(api.target.url, model_id, embedding=embeds(body["model"])))
+    print(f"{model_id} {state} at {served.address(api.target.url, body['name'], body['model'])}\n")
+    print(served.snippets(api.target.url, body["name"], body["model"]))
     return 0
 
 
 def body_of(args: argparse.Namespace) -> dict[str, Any]:
     """The request that creates the endpoint. Raises `Invalid` for options that do not fit together."""
-    command: Sequence[str] = getattr(args, "command", ())
-    engine = args.engine or ("command" if command else "reference")
-    if (engine == "command") is not bool(command):
-        raise Invalid(
-            "--engine command needs the command after --, and a command needs that engine: nanopod serve M -- CMD ...",
-            field="engine",
-        )
-    source, model_id = args.model, args.model
-    path = Path(args.model).expanduser()
-    if engine == "reference" and (path.is_dir() or args.model.startswith((".", "/", "~"))):
-        if not path.is_dir():
-            raise Invalid(f"there is no directory {args.model}", field="model")
-        source, model_id = str(path.resolve()), path.resolve().name
+    model = served.model_of(args)
     settings: dict[str, Any] = {}
     least = 0 if args.idle is not None and args.least is None else args.least
     if least is not None:
@@ -89,10 +85,7 @@ def body_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.idle is not None:
         settings["inactivity_timeout"] = args.idle
     scale = scaling.scale_body(autoscaling.checked(settings) | scaling.settings_of(args))
-    model = {"model_id": model_id, "engine": engine, "source": source, "slots": args.slots}
-    if command:
-        model |= {"argv": list(command), "ready_path": args.ready_path, "source": ""}
-    name = args.name or clean_name(model_id.rpartition("/")[2]).lower()
+    name = args.name or clean_name(model["model_id"].rpartition("/")[2]).lower()
     return {"name": name, "kind": "model", "model": model, "scale": scale}
 
 
@@ -123,46 +116,3 @@ def waiting(title: str, *, quiet: bool) -> Iterator[Callable[[dict[str, Any]], N
                 print(now, file=sys.stderr, flush=True)
 
         yield say
-
-
-def snippets(url: str, model_id: str, *, embedding: bool) -> str:
-    """How to call a model, by curl and from Python."""
-    if embedding:
-        path, body = "embeddings", f'{{"model": "{model_id}", "input": "Hello"}}'
-        python = f'client.embeddings.create(model="{model_id}", input="Hello").data[0].embedding'
-    else:
-        path = "chat/completions"
-        body = f'{{"model": "{model_id}", "messages": [{{"role": "user", "content": "Hello"}}]}}'
-        messages = '[{"role": "user", "content": "Hello"}]'
-        python = f'client.chat.completions.create(model="{model_id}", messages={messages}).choices[0].message.content'
-    return (
-        f'  curl {url}/v1/{path} -H "Authorization: Bearer $NANOPOD_API_KEY" \\\n'
-        f"    -H 'Content-Type: application/json' -d '{body}'\n\n"
-        "  import os\n  from openai import OpenAI\n"
-        f'  client = OpenAI(base_url="{url}/v1", api_key=os.environ["NANOPOD_API_KEY"])\n'
-        f"  print({python})"
-    )
-
-
-def embeds(model: dict[str, Any]) -> bool:
-    """Whether a model makes vectors rather than text, as far as its files or its name tell."""
-    try:
-        kind = json.loads((Path(model["source"]) / "config.json").read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        name = model["model_id"].lower()
-        return any(word in name for word in ("minilm", "embed", "bert", "bge-", "gte-", "e5-"))
-    return str(kind) in ("bert", "roberta", "xlm-roberta", "mpnet")
-
-
-def _split_command(parser: argparse.ArgumentParser) -> None:
-    """Everything after `--` is the command; argparse alone mixes it with the options before."""
-    plain = parser.parse_known_args
-
-    def parse(args: Any = None, namespace: Any = None) -> Any:
-        words = list(args or ())
-        at = words.index("--") if "--" in words else len(words)
-        parsed, extra = plain(words[:at], namespace)
-        parsed.command = words[at + 1 :]
-        return parsed, extra
-
-    parser.parse_known_args = parse  # type: ignore[method-assign]

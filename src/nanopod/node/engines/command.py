@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import random
+import re
 import signal
 import socket
 import stat
@@ -27,6 +28,7 @@ import aiohttp
 import msgspec
 import yarl
 
+from nanopod.model import unreadable
 from nanopod.model.endpoint import ModelSpec
 from nanopod.node import files, procs
 from nanopod.node.engines.base import Caps, Card, Load, Request, Sink, Timings, Usage
@@ -47,6 +49,7 @@ SETTLE_S: Final = 0.01
 SETTLE_S_MAX: Final = 1.0
 """What a command printed passes through the shim: how long its last lines may take to the log."""
 READY_PATH: Final = ModelSpec("").ready_path
+_WORD: Final = re.compile(r"\{\{(?:port|host|model)\}\}|\{(?:port|host|model)\}")
 OPENAI_PREFIX: Final = "KSERVE_OPENAI_ROUTE_PREFIX"
 """Environment variable of commands that have OpenAI's paths below a prefix of their own."""
 _NOT_PASSED: Final = frozenset(
@@ -87,14 +90,9 @@ def is_free(port: int) -> bool:
 
 
 def filled(argv: tuple[str, ...], *, port: int, model: str) -> list[str]:
-    """The command with `{port}`, `{host}` and `{model}` replaced; other braces stay as they are."""
+    """The command with `{port}`, `{host}` and `{model}` replaced; `{{port}}` is that word itself, other braces stay."""
     words = {"{port}": str(port), "{host}": HOST, "{model}": model}
-    found = []
-    for word in argv:
-        for name, value in words.items():
-            word = word.replace(name, value)
-        found.append(word)
-    return found
+    return [_WORD.sub(lambda found: words.get(found[0]) or found[0][1:-1], word) for word in argv]
 
 
 class CommandEngine:
@@ -340,8 +338,10 @@ class CommandEngine:
         headers = {name: value for name, value in request.headers.items() if name.lower() not in _NOT_PASSED}
         openai = self._speaks_openai and request.path in OPENAI
         path = (self._prefix if openai else "") + request.path + (f"?{request.query}" if request.query else "")
+        # Whole, as a path that begins with // would name another host.
+        url = yarl.URL(f"http://{HOST}:{self.port}{path}", encoded=True)
         async with self._session.request(
-            request.method, yarl.URL(path, encoded=True), data=self._body(request), headers=headers,
+            request.method, url, data=self._body(request), headers=headers,
             timeout=aiohttp.ClientTimeout(total=request.timeout_s, sock_connect=CONNECT_S_MAX),
             skip_auto_headers=("user-agent", "accept-encoding"), allow_redirects=not self._any_path,
         ) as answer:  # fmt: skip
@@ -369,7 +369,7 @@ class CommandEngine:
             return request.body
         try:
             fields = msgspec.json.decode(request.body)
-        except msgspec.MsgspecError:
+        except unreadable.JSON:
             return request.body
         return _json({**fields, "model": self._upstream_model}) if "model" in fields else request.body
 
@@ -380,11 +380,15 @@ def _limit(limit: float) -> aiohttp.ClientTimeout:
 
 def _shown(headers: Mapping[str, str], kind: str) -> dict[str, str]:
     """Headers of the answer that mean something beyond the hop, bytes as Latin-1; of several `set-cookie` the first."""
-    shown = {"content-type": kind}
+    shown = {"content-type": _latin(kind)}
     for name, value in headers.items():
         if name.lower() not in _NOT_PASSED:
-            shown.setdefault(name.lower(), value.encode("utf-8", "surrogateescape").decode("latin-1"))
+            shown.setdefault(name.lower(), _latin(value))
     return shown
+
+
+def _latin(value: str) -> str:
+    return value.encode("utf-8", "surrogateescape").decode("latin-1")
 
 
 def _how(status: int) -> str:

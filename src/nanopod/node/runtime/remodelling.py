@@ -34,6 +34,10 @@ class Remodelling(Swaps):
         self._serving.models = self._engine.models()
         self._serving.tell()
 
+    def _now_of(self, revision_id: str) -> None:
+        super()._now_of(revision_id)
+        self._changed()
+
     def _take(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             rows = msgspec.convert(request["models"], _rows)

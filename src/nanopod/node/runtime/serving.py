@@ -99,7 +99,7 @@ class Serving:
         if self.engine_load is not None:
             state["queued"], state["kv_use"] = self.engine_load
         if self.models is not None:
-            state["models"] = self.models
+            state["models"], state["revision"] = self.models, self.start.instance.revision_id
         if self.benchmark:
             state["benchmark"] = self.benchmark
             state["detail"] = "; ".join(_in_words(name, told) for name, told in self.benchmark.items())

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Final
+from typing import IO, Any, Final
 
 from nanopod.node.storage import schemes
 from nanopod.node.storage.cache import Cache, Kept, Tree, key_of
@@ -33,6 +33,10 @@ CLONE_S_MAX: Final = 3600.0
 LIST_S_MAX: Final = 60.0
 SILENT_S: Final = 30
 LINK_BYTES_MAX: Final = 4096
+LINKS_MAX: Final = 40
+"""Links that lead to one another."""
+NAME_BYTES_MAX: Final = 1 << 20
+"""What describes a member of a tar archive."""
 LEFT_S: Final = 2 * CLONE_S_MAX
 """A directory of an archive or a clone that nothing was done in for so long was left by an interruption."""
 _NETWORK: Final = ("Could not resolve host", "timed out", "Failed to connect", "Connection", "early EOF", "HTTP 5")
@@ -100,7 +104,7 @@ def _members(fetcher: Fetcher, members: Iterable[_Member], part: Path, archive: 
 def _linked(rows: dict[str, Kept], links: Mapping[str, str], archive: str) -> Tree:
     for path in links:
         end, seen = path, 0
-        while end in links and seen <= len(links):
+        while end in links and seen < LINKS_MAX:
             if links[end].startswith("/"):
                 raise StorageFailed(f"{archive}: the link {path[:80]!r} leads out of its directory")
             end, seen = posixpath.normpath(posixpath.join(posixpath.dirname(end), links[end])), seen + 1
@@ -118,11 +122,11 @@ def _plain(name: str, archive: str) -> str:
     with contextlib.suppress(schemes.BadUri):
         if not name.startswith("/") and (path := schemes.inside(name)):
             return path
-    raise StorageFailed(f"{archive} holds the path {name[:80]!r}, which leads out of its directory")
+    raise StorageFailed(f"{archive} holds the path {name[:80]!r}, which leads out of its directory or cannot be a file")
 
 
 def _of_tar(path: Path) -> Iterator[_Member]:
-    with tarfile.open(path, "r:*") as tar:
+    with tarfile.open(path, "r:*", tarinfo=_Described) as tar:
         for member in tar:
             if member.issym():
                 yield _Member(member.name, link=member.linkname)
@@ -136,6 +140,20 @@ def _of_tar(path: Path) -> Iterator[_Member]:
                 raise StorageFailed(f"the archive holds {member.name[:80]!r}, which is no file, directory or link")
 
 
+class _Described(tarfile.TarInfo):
+    """A member whose description (long names, attributes) is not longer than any that means well."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        if not (self.isreg() or self.isdir() or self.issym() or self.islnk()) and self.size > NAME_BYTES_MAX:
+            raise tarfile.ReadError("the description of a member is too long")
+        return super()._proc_member(archive)  # type: ignore[misc]
+
+
+def _text_of(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> str:
+    with archive.open(member) as source:
+        return source.read(LINK_BYTES_MAX).decode(errors="replace")
+
+
 def _of_zip(path: Path) -> Iterator[_Member]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
@@ -143,7 +161,7 @@ def _of_zip(path: Path) -> Iterator[_Member]:
             if member.is_dir():
                 continue
             if stat.S_ISLNK(mode):
-                yield _Member(member.filename, link=archive.read(member)[:LINK_BYTES_MAX].decode(errors="replace"))
+                yield _Member(member.filename, link=_text_of(archive, member))
             else:
                 yield _Member(member.filename, member.file_size, bool(mode & 0o100), archive.open(member))
 

@@ -8,12 +8,14 @@ import contextlib
 import json
 import os
 import re
+import socket
 import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
+from nanopod.model.addresses import is_link_local
 from nanopod.node.storage import schemes
 from nanopod.node.storage.errors import Broken, StorageFailed
 from nanopod.node.storage.schemes import Place
@@ -136,6 +138,7 @@ def _s3_client(settings: Settings) -> tuple[Any, str]:
     endpoint = setting(settings, "S3_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
     if endpoint and "://" not in endpoint:
         endpoint = f"{'https' if secure else 'http'}://{endpoint}"
+    _check_endpoint(endpoint)
     virtual = flag(settings, "S3_USER_VIRTUAL_BUCKET", "S3_USE_VIRTUAL_BUCKET")
     access = setting(settings, "awsAccessKeyID", "AWS_ACCESS_KEY_ID")
     secret = setting(settings, "awsSecretAccessKey", "AWS_SECRET_ACCESS_KEY")
@@ -160,6 +163,14 @@ def _s3_client(settings: Settings) -> tuple[Any, str]:
         config=config, verify=verify, **({name: value for name, value in keys.items() if value and not unsigned}),
     )  # fmt: skip
     return client, endpoint
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raises `StorageFailed` for an endpoint that is no place for models; one that is not found is told later."""
+    with contextlib.suppress(OSError, ValueError):
+        for found in socket.getaddrinfo(urlsplit(endpoint).hostname or "", None) if endpoint else ():
+            if is_link_local(str(found[4][0])):
+                raise StorageFailed("S3_ENDPOINT: storage is not fetched from link-local addresses")
 
 
 def _s3_trouble(what: str, error: Exception) -> Exception:

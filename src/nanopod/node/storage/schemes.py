@@ -35,6 +35,7 @@ AVAILABLE: Final = (
 )
 PATTERNS_MAX: Final = 100
 PATH_CHARS_MAX: Final = 1024
+NAME_BYTES_MAX: Final = 255
 URI_CHARS_MAX: Final = 4096
 AZURE: Final = ".blob.core.windows.net"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,221}")
@@ -160,6 +161,11 @@ def inside(path: str, field: str = "path") -> str:
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if ".." in parts or "\0" in path or "\\" in path or len(path) > PATH_CHARS_MAX:
         raise BadUri(f"{field}: {path[:80]!r} leads out of its directory or cannot be a path; give one without ..")
+    if any(
+        len(part) > NAME_BYTES_MAX // 4 and len(part.encode("utf-8", "surrogatepass")) > NAME_BYTES_MAX
+        for part in parts
+    ):
+        raise BadUri(f"{field}: {path[:80]!r} has a name of more than {NAME_BYTES_MAX} bytes, which no file can have")
     return "/".join(parts)
 
 

@@ -13,7 +13,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -190,10 +190,11 @@ def fetch(fetcher: Fetcher, spec: StorageSpec, place: Place, settings: dict[str,
         else:
             listing = _LISTINGS[place.scheme]
             rows = [one for one in fetcher.again(lambda: listing(place, settings)) if _wanted(spec, one.path)]
-            _distinct(rows, place)
+            _distinct({one.path for one in rows}, place)
             tree = fetcher.all(rows) if rows else ()
         if len(tree) == 1 and archives.is_archive(tree[0].path):
             tree = archives.unpack(fetcher, tree[0])
+            _distinct({one.path for one in tree}, place)
     except StorageFailed as error:
         found = None if error.user_fault else fetcher.cache.tree(remembered)
         if found is None:
@@ -212,9 +213,8 @@ def _wanted(spec: StorageSpec, path: str) -> bool:
     return schemes.wanted(path, spec.allow, spec.ignore)
 
 
-def _distinct(rows: list[Remote], place: Place) -> None:
-    """Raises `StorageFailed` where one path is a file and a directory at once, as object stores allow."""
-    paths = {one.path for one in rows}
+def _distinct(paths: Set[str], place: Place) -> None:
+    """Raises `StorageFailed` where one path is a file and a directory at once, as object stores and archives allow."""
     for path in paths:
         top = path
         while "/" in top:

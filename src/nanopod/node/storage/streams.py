@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from email.message import Message
 from typing import IO, Final, Protocol
 
+from nanopod.model.addresses import is_link_local
 from nanopod.node.storage.errors import Broken, StorageFailed
 
 CONNECT_S_MAX: Final = 15.0
@@ -69,6 +71,13 @@ class Remote:
     """("sha256" or "md5", hex), where the source states one."""
 
 
+def _check_peer(sock: socket.socket) -> None:
+    """Raises `StorageFailed` for a host that is no place for models, whatever name or redirect led there."""
+    if is_link_local(str(sock.getpeername()[0])):
+        sock.close()
+        raise StorageFailed("storage is not fetched from link-local addresses")
+
+
 class _Plain(http.client.HTTPConnection):
     """Connects within one limit, then reads within another."""
 
@@ -76,6 +85,7 @@ class _Plain(http.client.HTTPConnection):
         """Dial."""
         self.timeout = CONNECT_S_MAX
         super().connect()
+        _check_peer(self.sock)
         self.sock.settimeout(READ_S_MAX)
 
 
@@ -86,6 +96,7 @@ class _Secure(http.client.HTTPSConnection):
         """Dial."""
         self.timeout = CONNECT_S_MAX
         super().connect()
+        _check_peer(self.sock)
         self.sock.settimeout(READ_S_MAX)
 
 
@@ -113,6 +124,8 @@ class Redirects(urllib.request.HTTPRedirectHandler):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
         if new is None:
             return None
+        if new.type not in ("http", "https"):
+            raise StorageFailed(f"the source redirects to {new.type}://, which is not followed")
         if req.type == "https" and new.type != "https":
             raise StorageFailed("the source redirects from https to an unsafe address")
         if new.host != req.host:

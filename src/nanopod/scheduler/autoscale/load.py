@@ -126,10 +126,27 @@ def estimated_mu(
     None before 20 requests were completed. Requests at once: the highest that was seen, at least one and at most the
     container's concurrency.
     """
-    units, seconds = sum(served.units), sum(served.seconds)
-    if sum(served.requests) < SERVED_MIN or seconds <= 0 or units <= 0:
+    pace = _pace(served)
+    if pace is None:
         return None
     at_once = max(1.0, max(served.peaks))
     if container_concurrency:
         at_once = min(float(container_concurrency), at_once)
-    return units / seconds * at_once
+    return pace * at_once
+
+
+def most_mu(served: ServedState, container_concurrency: int) -> float | None:
+    """As `estimated_mu`, if the replica had as many requests at once as it may; None where it may have any number.
+
+    Nobody is to be refused because the replica has never been full so far.
+    """
+    pace = _pace(served)
+    return pace * container_concurrency if pace is not None and container_concurrency else None
+
+
+def _pace(served: ServedState) -> float | None:
+    """Units that were completed per second of a request."""
+    units, seconds = sum(served.units), sum(served.seconds)
+    if sum(served.requests) < SERVED_MIN or seconds <= 0 or units <= 0:
+        return None
+    return units / seconds

@@ -9,6 +9,7 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -66,6 +67,7 @@ from nanopod.server.api import (
 )
 from nanopod.server.api.auth import authenticate
 from nanopod.server.api.context import Context, Operation
+from nanopod.server.api.draining import Drained
 from nanopod.server.api.errors import error_answer, on_http_exception
 from nanopod.server.calls import sharing
 
@@ -129,7 +131,11 @@ def make_app(context: Context, extra: Sequence[Route] = ()) -> Starlette:
         Route(operation.path, _guarded(context, operation), methods=[operation.method]) for operation in OPERATIONS
     ]
     routes.append(Route("/openapi.json", openapi.make_handler(OPERATIONS), methods=["GET"]))
-    return Starlette(routes=_in_order([*routes, *extra]), exception_handlers={HTTPException: on_http_exception})
+    return Starlette(
+        routes=_in_order([*routes, *extra]),
+        exception_handlers={HTTPException: on_http_exception},
+        middleware=[Middleware(Drained)],
+    )
 
 
 def _in_order(routes: list[Route]) -> list[Route]:

@@ -138,7 +138,9 @@ def apply(
         # While a canary runs, the deployment goes on with the stable revision.
         stable = values.get("stable_revision_id", found.stable_revision_id)
         _renew(write, found.endpoint_id, stable or runs, spec, base, update, now)
-    if update.hardware_only:
+    if remodelled(found, update):
+        _remodel(write, found.endpoint_id, base, new_id)
+    elif update.hardware_only:
         _keep_fitting(write, found.endpoint_id, base, new_id, spec)
     elif _swaps(base, spec, update) and not values.get("stable_revision_id"):
         _swap_bodies(write, found.endpoint_id, base, new_id)
@@ -165,6 +167,8 @@ def _rollout(
     assert deployment is not None, "written together with the endpoint"
     serving = write.revision(deployment.revision_id)
     # A share that was stated for good holds for one that sleeps, too.
+    if remodelled(found, update):
+        return rollouts.over()
     stated = spec.rollout.pinned or not spec.rollout.auto_promote
     serves = serving is not None and _works(context, write, serving) and (found.target > 0 or stated)
     if rollouts.goal_of(spec.rollout) is not None and serves and not update.hardware_only and not spec.traffic:
@@ -287,6 +291,22 @@ def _swap_bodies(write: Transaction, endpoint_id: str, base: Revision, new_id: s
     """The ready workers of a revision are of the new one from now on; their agents give them its function bodies."""
     for instance in write.instances_of(endpoint_id):
         if instance.intent == "run" and instance.revision_id == base.revision_id and instance.ready_at is not None:
+            write.set_instance(instance, revision_id=new_id)
+    if base.healthy_at is not None:
+        write.set_revision(new_id, healthy_at=base.healthy_at)
+    write.hint("wanted")
+
+
+def remodelled(found: Endpoint, update: Update) -> bool:
+    """Whether the workers of an endpoint go on with other further models; those of a canary are replaced, for the
+    revision beside it keeps its own."""
+    return update.models_only and not rollouts.has_canary(found) and not found.traffic
+
+
+def _remodel(write: Transaction, endpoint_id: str, base: Revision, new_id: str) -> None:
+    """All instances of a revision are of the new one from now on; agents have their workers load and unload models."""
+    for instance in write.instances_of(endpoint_id):
+        if instance.intent in ("run", "hibernate") and instance.revision_id == base.revision_id:
             write.set_instance(instance, revision_id=new_id)
     if base.healthy_at is not None:
         write.set_revision(new_id, healthy_at=base.healthy_at)

@@ -30,6 +30,7 @@ from nanopod.server.api.endpoint_changes import (
     moment,
     notify,
     quiet,
+    remodelled,
     reprice,
 )
 from nanopod.server.api.errors import CodedError
@@ -116,7 +117,7 @@ def _planned(context: Context, read: Transaction, key: Key, spec: EndpointSpec) 
         return _result(context, None, update, (), None)
     whole = whole_endpoint(read, found)
     fits = fitting_kinds(read, spec, {sku.sku_id for sku in read.skus()}).good
-    touched = workers_affected(update, whole[3], fits)
+    touched = [] if remodelled(found, update) else workers_affected(update, whole[3], fits)
     same = None
     if update.tier in (2, 3):
         prints = (spec.fingerprints.code, spec.fingerprints.image)

@@ -171,6 +171,8 @@ def machine_of(read: Transaction, instance: Instance, *, ended: bool = False) ->
         raise Conflict(f"instance {name} is gone ({instance.reason or instance.phase})")
     found = next((node for node in read.nodes() if node.node_id == instance.node_id), None)
     if found is None:
+        if instance.phase == "hibernated":
+            raise Conflict(f"instance {name} is hibernated: it is on no machine until it is woken by a request")
         raise Conflict(f"instance {name} is on no machine yet; it waits for time in its capacity")
     return found.machine_id
 

@@ -18,8 +18,8 @@ from nanopod.server.api.answers import answer, whole_list
 from nanopod.server.api.bodies import body_as
 from nanopod.server.api.context import Context, Operation, Query
 from nanopod.server.api.tenants import operator_only
+from nanopod.server.manifests import settings
 from nanopod.server.manifests.applying import (
-    SETTING,
     Done,
     Outcome,
     Wish,
@@ -27,7 +27,6 @@ from nanopod.server.manifests.applying import (
     delete_files,
     delete_one,
     refused,
-    set_profile,
 )
 from nanopod.server.manifests.fields import Problem
 from nanopod.server.manifests.planning import KINDS, SERVICES
@@ -113,10 +112,20 @@ class ManifestShown(TypedDict):
     manifest: dict[str, Any]
 
 
-class ManifestSettings(msgspec.Struct, frozen=True):
-    """Whose rules of scaling objects have that name no profile."""
+class ManifestSettings(TypedDict):
+    """Whose rules of scaling objects have that name no profile, and the workers that any of them may have at most (0:
+    no limit)."""
 
     profile: Profile
+    max_scale_limit: int
+
+
+class ManifestSettingsChange(msgspec.Struct, frozen=True):
+    """What is to be changed. With `max_scale_limit` above 0 a maximum of 0 (no limit), or above it, is invalid; objects
+    that state none get it."""
+
+    profile: Profile | None = None
+    max_scale_limit: int | None = None
 
 
 class DeletedManifest(TypedDict):
@@ -221,7 +230,15 @@ def _served(context: Context, read: Transaction, applied: Applied, host: str) ->
     rows = rollouts.traffic_of(endpoint, deployment.revision_id, shares)
     reasons = endpoint_view(endpoint, deployment, revision, instances, context.live).get("reasons") or ()
     url = f"http://{endpoint.name}.{host}"
-    return Served(endpoint, known, instances, ready, list(map(str, reasons)), rows, deployment.revision_id, url)
+    links = [context.live.link(one.instance_id, one.epoch) for one in instances if one.intent == "run"]
+    return Served(
+        endpoint, known, instances, ready, list(map(str, reasons)), rows, deployment.revision_id, url,
+        [
+            link.models if link.revision_id == endpoint.revision_id else {}
+            for link in links
+            if link is not None and link.ready and link.models
+        ],
+    )  # fmt: skip
 
 
 def _shown(context: Context, read: Transaction, applied: Applied, host: str) -> dict[str, Any]:
@@ -294,17 +311,25 @@ async def delete_manifest(context: Context, request: Request, key: Key) -> Respo
     return answer({"object": "manifest", "kind": kind, "name": name, "deleted": True})
 
 
+def _settings(read: Transaction) -> ManifestSettings:
+    return {"profile": settings.profile_of(read), "max_scale_limit": settings.limit_of(read)}
+
+
 async def get_settings(context: Context, _request: Request, _key: Key) -> Response:
     """The settings."""
-    profile = await context.store.read(lambda read: read.setting(SETTING))
-    return answer({"profile": profile or "auto"})
+    return answer(await context.store.read(_settings))
 
 
 async def change_settings(context: Context, request: Request, key: Key) -> Response:
     """Change the settings; objects get them when they are applied the next time."""
-    body = await body_as(request, ManifestSettings)
+    body = await body_as(request, ManifestSettingsChange)
     await context.store.read(lambda read: operator_only(read, key, "change how manifests are applied"))
-    return answer({"profile": await set_profile(context, body.profile)})
+
+    def write(write: Transaction) -> ManifestSettings:
+        settings.change(write, body.profile, body.max_scale_limit)
+        return _settings(write)
+
+    return answer(await context.store.write(write))
 
 
 OPERATIONS: Final = (
@@ -336,7 +361,8 @@ OPERATIONS: Final = (
         answer=ManifestSettings,
     ),
     Operation(
-        "PATCH", "/v1/manifest_settings", change_settings, "Change how manifests are applied", body=ManifestSettings,
+        "PATCH", "/v1/manifest_settings", change_settings, "Change how manifests are applied",
+        body=ManifestSettingsChange,
         answer=ManifestSettings,
     ),
 )  # fmt: skip

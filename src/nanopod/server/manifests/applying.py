@@ -21,26 +21,25 @@ import msgspec
 from nanopod.control import rollouts
 from nanopod.control.update import Update, check, compare, fingerprinted
 from nanopod.model.chain import Applied, Key
-from nanopod.model.endpoint import EndpointSpec, Profile
+from nanopod.model.endpoint import EndpointSpec
 from nanopod.model.errors import Invalid, NanopodError, NotFound
 from nanopod.server.api.context import Context
 from nanopod.server.api.endpoint_changes import base_of
 from nanopod.server.api.endpoints import put_spec, remove_endpoint
 from nanopod.server.api.objects import furnish
 from nanopod.server.manifests import jobs
-from nanopod.server.manifests.autoscaling import PROFILES
 from nanopod.server.manifests.fields import Problem
 from nanopod.server.manifests.planning import ORDER, SERVICES, Item, Known, Plan, plan
 from nanopod.server.manifests.reading import paths_of
 from nanopod.server.manifests.secrets import drop_secret, keep_secret, without_values
 from nanopod.server.manifests.services import Service
+from nanopod.server.manifests.settings import limit_of, profile_of
 from nanopod.server.manifests.volumes import drop_volume, keep_volume
 from nanopod.server.sealing import sealer_of
 from nanopod.store.transaction import Transaction
 
 log = logging.getLogger(__name__)
 
-SETTING: Final = "manifest_profile"
 NAMESPACE: Final = "default"
 AFTER: Final = "after"
 """In the status of a service: the Jobs that fill its volumes; it runs nothing before they succeeded."""
@@ -116,8 +115,6 @@ def known_of(read: Transaction, workspace_id: str) -> Known:
             revisions[one.name] = frozenset(
                 names | {w for made in known for w in (made.version_label, made.revision_id)}
             )
-    stated = read.setting(SETTING) or "auto"
-    profile: Profile = stated if stated in PROFILES else "auto"  # type: ignore[assignment]
     return Known(
         tuple(read.applied_all(workspace_id)),
         {one.name: one.keys for one in read.secrets(workspace_id)},
@@ -125,8 +122,16 @@ def known_of(read: Transaction, workspace_id: str) -> Known:
         endpoints,
         models,
         revisions,
-        profile,
+        profile_of(read),
+        limit_of(read),
+        _largest(read),
     )
+
+
+def _largest(read: Transaction) -> int:
+    """Bytes of memory of the largest node that is up."""
+    kinds = {one.sku_id for one in read.nodes() if one.state == "up"}
+    return max((one.memory for one in read.skus() if one.sku_id in kinds), default=0)
 
 
 async def apply_files(context: Context, key: Key, files: Sequence[tuple[str, str]], wish: Wish) -> Outcome:
@@ -464,14 +469,6 @@ async def _unload(context: Context, key: Key, row: Applied) -> None:
     elif holder.native:
         await remove_endpoint(context, key, holder.native[0])
         await context.store.write(lambda write: write.put_applied(replace(holder, native=())))
-
-
-async def set_profile(context: Context, profile: str) -> str:
-    """Which profile objects have that name none. Raises `Invalid`."""
-    if profile not in PROFILES:
-        raise Invalid(f"profile: {profile!r} is not possible; choose one of {', '.join(PROFILES)}", field="profile")
-    await context.store.write(lambda write: write.put_setting(SETTING, profile))
-    return profile
 
 
 def refused(outcome: Outcome) -> str:

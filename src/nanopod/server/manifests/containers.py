@@ -14,6 +14,8 @@ from nanopod.server.manifests.resources import Asked, Query, both, read_placemen
 
 VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,254}")
 _REFERENCE: Final = re.compile(r"\$\$|\$\(([A-Za-z_][A-Za-z0-9_.-]*)\)")
+_BRACES: Final = re.compile(r"\{(?:port|host|model)\}")
+"""What an engine's command line has for what it is given."""
 _OURS: Final = "NANOPOD_"
 WRITABLE: Final = ("/dev/shm", "/tmp", "/var/tmp")
 """Where every program of a node may write."""
@@ -57,9 +59,17 @@ class Container:
 
     @property
     def argv(self) -> tuple[str, ...]:
-        """Command and arguments with `$(NAME)` replaced as Kubernetes does; `$(PORT)` is the port it will be given."""
-        known = {"PORT": "{port}", **self.env}
-        return tuple(_expanded(word, known) for word in (*self.command, *self.args))
+        """Command and arguments with `$(NAME)` replaced as Kubernetes does; `$(PORT)` is the port it will be given.
+
+        Braces of the author (`{port}` in a program's text) are his own.
+        """
+        known = {"PORT": "{port}", **{name: _BRACES.sub(r"{\g<0>}", value) for name, value in self.env.items()}}
+        return tuple(_expanded(_BRACES.sub(r"{\g<0>}", word), known) for word in (*self.command, *self.args))
+
+    @property
+    def plain_argv(self) -> tuple[str, ...]:
+        """The same of a command that gets no port and whose braces nobody reads."""
+        return tuple(_expanded(word, self.env) for word in (*self.command, *self.args))
 
 
 def _expanded(word: str, known: Mapping[str, str]) -> str:

@@ -99,7 +99,7 @@ def run_of(asked: JobAsked) -> RunSpec:
         if not mount.config_map and not mount.secret
     ]
     secrets = refs_of(one.keys, one.whole_secrets)
-    return RunSpec(one.argv, dict(one.env), secrets, tuple(mounts), asked.files)
+    return RunSpec(one.plain_argv, dict(one.env), secrets, tuple(mounts), asked.files)
 
 
 # --- what is kept of one, in `Applied.status` ---

@@ -19,8 +19,10 @@ from nanopod.server.manifests.graph import read_graph
 from nanopod.server.manifests.inference_service import read_inference_service
 from nanopod.server.manifests.jobs import read_job
 from nanopod.server.manifests.knative_service import read_knative_service
+from nanopod.server.manifests.limits import too_large, within
 from nanopod.server.manifests.llm_service import read_llm_service
 from nanopod.server.manifests.reading import Document, Unreadable, read_documents
+from nanopod.server.manifests.resources import MEBI
 from nanopod.server.manifests.secrets import AccountAsked, SecretAsked, read_account, read_secret, refs_of
 from nanopod.server.manifests.services import Service, read_meta
 from nanopod.server.manifests.trained_model import Trained, read_trained_model
@@ -103,6 +105,10 @@ class Known:
     revisions: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """{endpoint: what its revisions are called by, the next one's name included}."""
     profile: Profile = "auto"
+    max_scale_limit: int = 0
+    """Workers that an object may be scaled to at most; 0: no limit."""
+    memory_max: int = 0
+    """Bytes of memory of the largest node; 0: there is none."""
 
 
 @dataclass(slots=True)
@@ -150,12 +156,17 @@ def plan(files: Iterable[tuple[str, str]], known: Known, *, strict: bool = False
             if isinstance(item.made, Service):
                 spec = item.made.spec
                 secrets = refs_of(item.made.keys, item.made.whole)
-                item.made = replace(item.made, spec=replace(spec, image=replace(spec.image, secrets=secrets)))
+                scale = spec.scale
+                if spec.kind != "graph":
+                    scale = within(scale, item.document.data, item.problems, known.max_scale_limit)
+                image = replace(spec.image, secrets=secrets)
+                item.made = replace(item.made, spec=replace(spec, image=image, scale=scale))
             if isinstance(item.made, Trained):
                 more = (*around.trained.get(item.made.service, ()), item.made.model)
                 around = replace(around, trained={**around.trained, item.made.service: more})
     for item in items:
         _check_identity(item, items, known)
+        _check_memory(item, items, known)
     return Plan(sorted(items, key=_rank), unreadable, around, tuple(sources))
 
 
@@ -300,6 +311,18 @@ def _check_identity(item: Item, items: Sequence[Item], known: Known) -> None:
         if holder is not None and holder != item.name:
             served = f"model {spec.model.model_id!r} is served by endpoint {holder} already"
             item.problems.error("metadata.name", f"{served}; rename this, or delete that one")
+
+
+def _check_memory(item: Item, items: Sequence[Item], known: Known) -> None:
+    """What the models of a server reserve must fit into one worker."""
+    spec = item.spec
+    if spec is None or spec.model is None or not spec.model.models:
+        return
+    asked = int(spec.image.query.get("cpu_ram", {}).get("gte", 0)) * MEBI
+    text = too_large(item.name, spec.model.models, asked, known.memory_max)
+    mine = [one for one in items if isinstance(one.made, Trained) and one.made.service == item.name]
+    for one in (mine or [item]) if text else ():
+        one.problems.error("spec.model.memory" if mine else "spec.predictor", text)
 
 
 def _check_revisions(item: Item, spec: EndpointSpec, known: Known) -> None:

@@ -32,6 +32,8 @@ class Served:
     serving: str
     """The revision that gets what no share says otherwise."""
     url: str
+    models: Sequence[Mapping[str, str]] = ()
+    """What each ready worker says of its models: {model: "" once it is ready, else why it is not}."""
 
     def name_of(self, revision_id: str) -> str:
         """`NAME-NNNNN` of a revision; "" when it is gone."""
@@ -116,7 +118,8 @@ def _state(applied: Applied, served: Served | None) -> _State:
     lacking = next((text for text in served.reasons if NO_KIND in text), "")
     if lacking:
         return _State(_FALSE, "Unschedulable", lacking)
-    return _State(_UNKNOWN, "RevisionMissing" if ready else "Deploying", "; ".join(served.reasons[:3]))
+    # What the autoscaler says comes first, what keeps workers from starting after it.
+    return _State(_UNKNOWN, "RevisionMissing" if ready else "Deploying", "; ".join(served.reasons[-2:]))
 
 
 def _latest(served: Served) -> tuple[str, str, str]:
@@ -157,10 +160,11 @@ def _inference_service(applied: Applied, served: Served | None) -> dict[str, Any
     spec = document_spec(applied)
     names += ["TransformerReady"] if spec.get("transformer") else []
     conditions = [
-        _condition(name, _TRUE if name == "IngressReady" and served is not None else state.status, at, state.reason,
-                   state.message)
+        _condition(name, _TRUE, at)
+        if name == "IngressReady" and served is not None
+        else _condition(name, state.status, at, state.reason, state.message)
         for name in names
-    ]  # fmt: skip
+    ]
     for name, message in (applied.status.get("conditions") or {}).items():
         conditions.append(_condition(name, _FALSE, at, "NotAvailable", message))
     if spec.get("explainer") and not any(one["type"] == "ExplainerReady" for one in conditions):
@@ -220,13 +224,30 @@ def _graph(applied: Applied, served: Served | None) -> dict[str, Any]:
     return made | ({"url": served.url} if served is not None else {})
 
 
+def _trained(name: str, served: Served) -> _State | None:
+    """Whether the workers of a service have a model; None while none of them says so."""
+    said = [one.get(name, "loading") for one in served.models]
+    if not said:
+        return None
+    lacking = [why for why in said if why]
+    if not lacking:
+        return _State(_TRUE)
+    bad = next((why for why in lacking if why not in ("loading", "ready: loading")), "")
+    if len(lacking) < len(said):
+        return _State(_TRUE, "Partly", f"{len(lacking)} of {len(said)} workers do not have it: {bad or 'loading'}")
+    if bad:
+        return _State(_FALSE, "ModelFailed", bad)
+    return _State(_UNKNOWN, "ModelLoading", "its workers load it")
+
+
 def _trained_model(applied: Applied, served: Served | None) -> dict[str, Any]:
-    state = _state(applied, served)
+    service = _state(applied, served)
+    state = (_trained(applied.name, served) if served is not None else None) or service
     at = served.endpoint.updated_at if served is not None else applied.updated_at
     made: dict[str, Any] = {
         "conditions": [
             _condition("Ready", state.status, at, state.reason, state.message),
-            _condition("InferenceServiceReady", state.status, at, state.reason, state.message),
+            _condition("InferenceServiceReady", service.status, at, service.reason, service.message),
             _condition("FrameworkSupported", _TRUE, at),
             _condition("IsMMSPredictor", _TRUE, at),
         ],

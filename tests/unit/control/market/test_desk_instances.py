@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -195,7 +196,7 @@ def test_an_end_that_somebody_else_announced_is_not_taken_back_by_bought_time(st
     stage.deploy("ann", 1)
     stage.blocks(1)
     (one,) = stage.instances("ann")
-    text = '{"at": %d, "leads_s": [], "reason": "preempted (injected)", "by": "fault"}' % (stage.now + 5)
+    text = json.dumps({"at": stage.now + 5, "leads_s": [], "reason": "preempted (injected)", "by": "fault"})
     stage.do(lambda market: market.write.set_instance(one, warned=text))
     stage.order("ann", "buy", 10, 60, 120, 1)
     assert stage.instances("ann")[0].warned == text

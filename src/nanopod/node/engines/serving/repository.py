@@ -149,6 +149,8 @@ class Repository:
         old = self._entries.get(entry.name)
         if old is None or old.predictor is None:
             self._entries[entry.name] = entry
+        else:
+            old.error = "loading"
         self.on_change()
 
     def failed(self, entry: Entry, why: str) -> None:

@@ -54,8 +54,8 @@ bench: $(VENV)/.bench  ## ratios to a yardstick of the same run; ONLY=name runs 
 sim: $(STAMP)  ## `auto` against Knative's rule on four loads: GPU-minutes and waits
 	@$(BIN)/nanopod sim compare $(ARGS)
 
-docs: $(STAMP)  ## check the documents: links, commands, the reference, the tutorial, the examples
-	@$(BIN)/python -m pytest tests/unit/house tests/e2e/test_tutorial.py tests/e2e/test_examples.py $(ARGS)
+docs: $(STAMP)  ## check the documents: links, commands, the reference, the tutorial, the guides, the examples
+	@$(BIN)/python -m pytest tests/unit/house tests/e2e/test_tutorial.py tests/e2e/test_guides.py tests/e2e/test_examples.py $(ARGS)
 
 reference: $(STAMP)  ## write docs/REFERENCE.md from the docstrings and the command line
 	@$(BIN)/python docs/make_reference.py

@@ -82,6 +82,7 @@ def test_every_example_is_run_and_can_be_read_at_once() -> None:
 def test_a_day_on_the_market(place: Stage) -> None:
     """It starts a cloud of its own, with a clock that is advanced."""
     said = run(place, "market.py")
+    assert "lead_s=600" in said and "awaiting_allocation" in said
     assert len(re.findall(r"running +ready +inference", said.rpartition("$ nanopod instances list")[2])) == 2, said
 
 

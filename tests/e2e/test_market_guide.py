@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import re
 import shlex
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Iterator
@@ -232,12 +230,3 @@ def test_every_command_that_a_page_shows_is_understood(page: str) -> None:
         words = shlex.split(line, comments=True)[1:]
         words = words[: words.index("&&")] if "&&" in words else words
         make_parser(table(), words[0]).parse_args(words)
-
-
-def test_the_example_tells_the_whole_day() -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "market.py")], capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    assert "lead_s=600" in done.stdout and "awaiting_allocation" in done.stdout
-    assert done.stdout.rindex("running") > done.stdout.rindex("awaiting_allocation"), "they run again at the end"

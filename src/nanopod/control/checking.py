@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from nanopod.model import graphs
 from nanopod.model.endpoint import EndpointSpec, ModelSpec, StorageSpec, Traffic
 from nanopod.model.errors import Invalid
 
 SLOTS_MAX: Final = 10_000
+INTEGER_MAX: Final = 2**63 - 1
 FORMATS: Final = ("sklearn", "xgboost", "lightgbm", "onnx", "pytorch", "huggingface")
 """What our own model server serves."""
 TRAFFIC_MAX: Final = 100
@@ -71,6 +72,19 @@ def _check_storage(storage: StorageSpec, at: str) -> None:
         raise Invalid(f"{at}.uri: say where the files are, such as s3://bucket/prefix", field=f"{at}.uri")
     if not storage.path.startswith("/") or ".." in storage.path.split("/"):
         raise Invalid(f"{at}.path: {storage.path!r} must be an absolute path without '..'", field=f"{at}.path")
+
+
+def check_numbers(value: Any, field: str = "") -> None:
+    """Raises `Invalid` naming a whole number of more than 64 bits: what has one can be sent to no node or gateway."""
+    if isinstance(value, int):
+        if not -INTEGER_MAX <= value <= INTEGER_MAX:
+            raise Invalid(f"{field}: a whole number of {value.bit_length()} bits; at most 63 can be kept", field=field)
+    elif isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_numbers(inner, f"{field}.{name}".lstrip("."))
+    elif isinstance(value, list | tuple):
+        for at, inner in enumerate(value):
+            check_numbers(inner, f"{field}[{at}]")
 
 
 def check_traffic(traffic: Sequence[Traffic]) -> None:

@@ -310,7 +310,8 @@ class Live:
         if state.linked:
             link = Link(
                 *(state.epoch, state.ready, state.in_flight, state.perf, state.detail, state.kv_use, state.queued),
-                models=state.models, revision_id=state.revision_id,
+                models=state.models,
+                revision_id=state.revision_id,
             )
             self.links.setdefault(state.instance_id, {})[gateway_id] = link
         else:

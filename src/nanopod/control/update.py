@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from nanopod.control.checking import SLOTS_MAX, check_graph, check_model, check_traffic
+from nanopod.control.checking import SLOTS_MAX, check_graph, check_model, check_numbers, check_traffic
 from nanopod.model.chain import Endpoint, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, Fingerprints, ModelSpec, RolloutSpec, ScaleSpec
 from nanopod.model.errors import Invalid
@@ -181,6 +181,7 @@ def _named(part: str, names: list[str]) -> str:
 
 def check(spec: EndpointSpec) -> None:
     """Raises `Invalid` naming the field, what was seen and what is possible."""
+    check_numbers(msgspec.to_builtins(spec))
     for name, value in (("name", spec.name), ("tag", spec.tag)):
         if not NAME_PATTERN.fullmatch(value):
             raise Invalid(

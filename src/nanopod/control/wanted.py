@@ -196,7 +196,11 @@ class WantedPusher:
                 timer.cancel()
             timer = loop.call_later(max(0.0, min(later) - now), self._changed.set) if later else None
             for machine_id, orders in zip(machines, built, strict=True):
-                self._push(machine_id, orders)
+                try:
+                    self._push(machine_id, orders)
+                except (OverflowError, TypeError, ValueError):
+                    # One machine that cannot be told what is wanted must not silence all others.
+                    log.exception("machine=%s wanted=not sent", machine_id)
 
     def _push(self, machine_id: str, orders: Orders) -> None:
         content = Wanted(0, orders.instances, self.addresses, orders.notices, tuple(orders.killed))

@@ -23,7 +23,7 @@ def check(pool: Pool, wanted: str) -> Failed | None:
     """Why a request for the revision `wanted` ("": the endpoint's own) may not come in; None: it may."""
     if pool.waiting and pool.waiting_for(wanted)[0] >= QUEUE_DEPTH:
         return full(pool)
-    if pool.slowest and not pool.strict and not pool.is_light():
+    if pool.slowest and not pool.is_light():
         wait_s = pool.predicted_wait_s(wanted)
         limit_s = pool.route.max_queue_time_s
         if wait_s is not None and wait_s > limit_s:

@@ -22,9 +22,6 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "/services/"
 FORWARDED_PREFIX: Final = "x-forwarded-prefix"
-LABELS_MAX: Final = 10_000
-"""Hosts whose label is remembered."""
-_labels: Final[dict[str, str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +36,9 @@ class Addressed:
 
 def label_of(host: str) -> str:
     """The first label of a host with more than one; "" for addresses and single names."""
-    found = _labels.get(host)
-    if found is None:
-        name = host.partition(":")[0].rstrip(".").lower()
-        label, dot, rest = name.partition(".")
-        found = label if dot and rest and not label.isdigit() and not host.startswith("[") else ""
-        if len(_labels) >= LABELS_MAX:
-            _labels.clear()
-        _labels[host] = found
-    return found
+    name = host.partition(":")[0].rstrip(".").lower()
+    label, dot, rest = name.partition(".")
+    return label if dot and rest and not label.isdigit() and not host.startswith("[") else ""
 
 
 def addressed(known: Known, head: Head) -> Addressed | None:

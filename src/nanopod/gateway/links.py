@@ -420,11 +420,15 @@ class WorkerLink(asyncio.Protocol, Timed):
         self._gw.report(self.worker_state())
         if self.usable:
             self.pool.pump()
-            if self.models and self.pool.waiting:
-                for job in self.pool.waiting_jobs():
-                    job.on_models()
+            self._models_changed()
         else:
             self.pool.poke()
+
+    def _models_changed(self) -> None:
+        """Jobs that wait for a model may have nobody left to wait for."""
+        if self.models and self.pool.waiting:
+            for job in self.pool.waiting_jobs():
+                job.on_models()
 
     def lacks(self, model: str) -> str:
         """Why this worker cannot answer for a model of its endpoint; "" when it can."""
@@ -478,6 +482,7 @@ class WorkerLink(asyncio.Protocol, Timed):
         if self.sessions:
             self._gw.sessions.link_lost(self)
         self.pool.poke()
+        self._models_changed()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The worker's process or host is gone."""

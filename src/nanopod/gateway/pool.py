@@ -60,7 +60,7 @@ class Pool:
         self.waiting_bytes = 0
         self.in_flight = 0
         self.slowest = 0.0
-        """Units per second of the slowest worker of which that is known; 0: it is known of none."""
+        """Units per second of the slowest worker of which that is known; 0: it is known of none, or does not matter."""
         self.prefixes: PrefixIndex | None = None
         """What its engines have seen of prompts; None where that does not matter."""
         self.strict = False
@@ -87,9 +87,8 @@ class Pool:
 
     def speeds_changed(self) -> None:
         """A worker measured its speed, or the tables tell one."""
-        known = [link.perf for link in self.links if link.perf]
-        told = self.route.units_per_s
-        self.slowest = min([*known, told] if told > 0 else known, default=0.0)
+        known = [speed for speed in (self.route.units_per_s, *(link.perf for link in self.links)) if speed]
+        self.slowest = 0.0 if self.strict else min(known, default=0.0)
 
     def eta_s(self) -> float:
         """Seconds until the next worker is expected to be ready; 0: not known, or overdue."""
@@ -155,9 +154,11 @@ class Pool:
 
     def is_light(self) -> bool:
         """True when the slowest worker alone would do all work that is here within `max_queue_time`."""
-        return not self.waiting and (
-            sum([link.load for link in self.links]) <= self.route.max_queue_time_s * self.slowest
-        )
+        if self.waiting:
+            return False
+        links = self.links
+        units = links[0].load if len(links) == 1 else sum([link.load for link in links])
+        return units <= self.route.max_queue_time_s * self.slowest
 
     def predicted_wait_s(self, wanted: str) -> float | None:
         """Seconds that the work at a revision takes: units waiting and in service, by what its ready workers do in a

@@ -14,6 +14,8 @@ import msgspec
 
 from nanopod.model import unreadable
 
+OBJECTS_MAX: Final = 20_000
+"""Objects, or lists, of a body: one with more is no conversation, and reading it would hold up all others."""
 CHUNK_TOKENS: Final = 64
 CHUNK_CHARS: Final = 256
 CHUNKS_MAX: Final = 256
@@ -50,6 +52,8 @@ def chunks_of(body: bytes, workspace_id: str) -> tuple[int, ...]:
 
     (): nothing in it fills a chunk, or it cannot be read.
     """
+    if body.count(b"{") > OBJECTS_MAX or body.count(b"[") > OBJECTS_MAX:
+        return ()
     try:
         fields = _decode(body)
     except unreadable.JSON:
@@ -90,7 +94,7 @@ def _content(content: Any) -> str:
     if isinstance(content, str):
         return content
     if isinstance(content, list):
-        return "\n".join(part["text"] if isinstance(part, dict) and "text" in part else str(part) for part in content)
+        return "\n".join(str(part.get("text", part)) if isinstance(part, dict) else str(part) for part in content)
     return str(content)
 
 

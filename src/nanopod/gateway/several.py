@@ -40,6 +40,10 @@ class OneOfSeveral(Predict):
         """Only a worker that has the model may have it."""
         return not link.lacks(self._model) and super().fits(link)
 
+    def _submit(self) -> None:
+        super()._submit()
+        self.on_models()  # its worker may have been the last one that had it
+
     def on_models(self) -> None:
         """Give up when no worker that is ready has it."""
         lacking = self._lacking()

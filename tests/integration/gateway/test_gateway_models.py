@@ -54,7 +54,7 @@ def test_one_that_waits_hears_why_the_worker_that_came_does_not_have_it(stage: S
     threads = [threading.Thread(target=lambda name=name: found.append(ask(stage, name))) for name in names]
     for thread in threads:
         thread.start()
-    until(lambda: stage.health().get("waiting") == 2, what="both wait")
+    until(lambda: stage.health().get("in_flight") == 2, what="both wait")
     worker = stage.worker("endp_s", "inst_one", "--late-ready", "3600", linked=False)
     until(lambda: any(s.linked for s in stage.control.states), what="the link")
     stage.tell(worker, models={"main": "", "a": "failed: no memory"})

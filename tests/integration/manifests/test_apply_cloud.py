@@ -250,6 +250,17 @@ def test_delete_takes_everything_away(stage: Stage) -> None:
     assert (status, {line.split()[1] for line in out.splitlines()}) == (0, {"absent"})
 
 
+def test_the_installations_limit_refuses_a_larger_scale(stage: Stage) -> None:
+    made = stage.cloud.api("PATCH", "/v1/manifest_settings", {"max_scale_limit": 3})
+    try:
+        assert made == stage.cloud.api("GET", "/v1/manifest_settings") == {"profile": "auto", "max_scale_limit": 3}
+        status, _, err = stage.apply(isvc(stage, fields="maxReplicas: 4"), "--dry-run")
+        assert (status, "spec.predictor.maxReplicas: 4 is above the 3" in err) == (1, True), err
+        assert stage.apply(isvc(stage, fields="maxReplicas: 3"), "--dry-run")[0] == 0
+    finally:
+        assert stage.cloud.api("PATCH", "/v1/manifest_settings", {"max_scale_limit": 0})["max_scale_limit"] == 0
+
+
 def test_the_servers_own_profile_counts_where_none_is_named(stage: Stage) -> None:
     stage.cloud.api("PATCH", "/v1/manifest_settings", {"profile": "coreweave"})
     try:

@@ -182,6 +182,7 @@ def test_a_query_edit_keeps_workers_that_still_fit() -> None:
         ({"rollout": RolloutSpec(min_calls=0)}, "rollout.min_calls"),
         ({"scale": ScaleSpec(on_demand_fallback=1.5)}, "scale.on_demand_fallback"),
         ({"scale": ScaleSpec(max_price=0.0)}, "scale.max_price"),
+        ({"image": ImageSpec(storage_gb=10**30)}, "image.storage_gb"),
         ({"scale": ScaleSpec(max_price=1e308)}, "scale.max_price"),
         ({"scale": ScaleSpec(min_load=1e308)}, "scale.min_load"),
         ({"scale": ScaleSpec(target_concurrency=5e-324)}, "scale.target_concurrency"),

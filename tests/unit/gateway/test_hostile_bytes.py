@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import msgspec
 import pytest
 
 from nanopod.gateway import heads, prefixes, steps
@@ -71,3 +72,11 @@ def test_a_fault_of_a_handler_is_answered_or_cut_off(begun: bool) -> None:
     connection._complete(b"")
     assert connection.aborted is begun
     assert [one.status for one in connection.failures] == ([] if begun else [500])
+
+
+def test_prompts_of_odd_shapes() -> None:
+    for content in ([{"text": 5}], [{"text": None}], [[]], {"text": "x"}, 5, [{"text": "x" * 9000}]):
+        body = msgspec.json.encode({"model": "m", "messages": [{"role": "user", "content": content}, 5, None]})
+        assert isinstance(prefixes.chunks_of(body, "wksp_1"), tuple)
+    many = msgspec.json.encode({"model": "m", "messages": [{"content": "x" * 100}] * 30_000})
+    assert prefixes.chunks_of(many, "wksp_1") == ()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import pytest
-from manifest_stage import said, service, spec_of
+import json
 
+import pytest
+from manifest_stage import KSERVE, said, service, spec_of
+
+from nanopod.model.chain import Applied
 from nanopod.model.endpoint import ScaleSpec, Tuning
+from nanopod.server.manifests.applying import stored_spec
 from nanopod.server.manifests.autoscaling import ANNOTATIONS, duration
 from nanopod.server.manifests.planning import Known
+from nanopod.server.manifests.reading import read_documents
 
 MODEL = "{sklearn: {storageUri: 's3://b/m'}}"
 KNATIVE = "autoscaling.knative.dev/"
@@ -197,3 +202,13 @@ spec: {inferenceService: iris, model: {framework: sklearn, storageUri: 's3://b/o
     assert "reserve 65 MiB in all (other 65 MiB), and its resources ask for 64 MiB" in message
     [(_, _, message)] = said(text.replace("64Mi", "4Gi") + more % "2Gi", Known(memory_max=1 << 30))
     assert "the largest node has 1024 MiB" in message
+
+
+def test_what_is_stored_can_still_be_read_under_limits_that_came_later() -> None:
+    text = service("{minReplicas: 2, maxReplicas: 11, sklearn: {storageUri: 's3://b/m'}}")
+    [document] = read_documents(text, "input.yaml")
+    text = json.dumps(document.data)
+    row = Applied("mani_1", "w", "default", KSERVE, "InferenceService", "iris", 1, text, "", (), {}, 0.0, 0.0)
+    spec = stored_spec(row, Known(max_scale_limit=3, memory_max=1))
+    assert spec is not None
+    assert spec.scale.tuning.max_scale == 3

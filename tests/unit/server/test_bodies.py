@@ -81,3 +81,11 @@ def test_what_is_not_an_object(data: bytes) -> None:
 def test_bytes_that_are_meant_to_break_it(data: bytes) -> None:
     with pytest.raises(BadRequest):
         parse(data, NewKey)
+
+
+@pytest.mark.parametrize(("text", "field"), [("{}", "a[0].b"), ("-{}", "a[0].b"), ("{}0000", "a[0].b")])
+def test_whole_numbers_that_nobody_can_send_on(text: str, field: str) -> None:
+    with pytest.raises(Invalid, match=r"a\[0\].b: a whole number of \d+ bits") as refused:
+        parse(b'{"a":[{"b":%s}]}' % text.format(10**20).encode(), dict)
+    assert refused.value.field == field
+    assert parse(b'{"a":9223372036854775807}', dict) == {"a": 2**63 - 1}

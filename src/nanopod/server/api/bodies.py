@@ -17,6 +17,8 @@ from nanopod.server.api.errors import BadRequest
 T = TypeVar("T")
 BODY_BYTES_MAX: Final = 4 << 20
 _AT: Final = re.compile(r"(.*?)(?: - at `(?:key in )?\$?(.*)`)?", re.S)
+INTEGER_MAX: Final = 2**63 - 1
+_LONG: Final = re.compile(rb"[0-9]{19}")
 _MISSING: Final = re.compile(r"Object missing required field `(.+)`")
 _infos: dict[type[Any], inspect.Type] = {}
 
@@ -53,6 +55,8 @@ def parse(data: bytes, kind: type[T]) -> T:
         tree = msgspec.json.decode(data)
     except unreadable.JSON as error:
         raise BadRequest(f"the body is not JSON: {error}") from None
+    if _LONG.search(data):
+        _refuse_large(tree, "")
     if kind not in _infos:
         _infos[kind] = inspect.type_info(kind)
     _refuse_unknown(tree, _infos[kind], "")
@@ -64,6 +68,17 @@ def parse(data: bytes, kind: type[T]) -> T:
         if missing := _MISSING.fullmatch(said):
             path, said = f"{path}.{missing[1]}".lstrip("."), "is missing; it is needed here"
         raise Invalid(f"{path or 'the body'}: {said}", field=path or None) from None
+
+
+def _refuse_large(value: Any, path: str) -> None:
+    """Whole numbers of more than 64 bits can be kept, but sent to no node or gateway."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    if isinstance(value, int) and not -INTEGER_MAX <= value <= INTEGER_MAX:
+        raise Invalid(
+            f"{path}: a whole number of {value.bit_length()} bits; at most 63 can be kept", field=path or None
+        )
+    for key, inner in inside:
+        _refuse_large(inner, f"{path}.{key}".lstrip(".") if isinstance(value, dict) else f"{path}[{key}]")
 
 
 def _refuse_unknown(value: Any, info: inspect.Type, path: str) -> None:

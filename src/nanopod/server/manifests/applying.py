@@ -29,6 +29,7 @@ from nanopod.server.api.endpoints import put_spec, remove_endpoint
 from nanopod.server.api.objects import furnish
 from nanopod.server.manifests import jobs
 from nanopod.server.manifests.fields import Problem
+from nanopod.server.manifests.inference_service import FRAMEWORKS
 from nanopod.server.manifests.planning import ORDER, SERVICES, Item, Known, Plan, plan
 from nanopod.server.manifests.reading import paths_of
 from nanopod.server.manifests.secrets import drop_secret, keep_secret, without_values
@@ -388,7 +389,7 @@ async def release(context: Context, key: Key, job: str) -> tuple[str, ...]:
 
 def stored_spec(row: Applied, known: Known) -> EndpointSpec | None:
     """The specification that a stored service stands for; None when it can no longer be read."""
-    made = plan([(f"{row.kind}/{row.name}", row.document)], known)
+    made = plan([(f"{row.kind}/{row.name}", row.document)], replace(known, again=True))
     item = next((one for one in made.items if one.kind == row.kind and one.name == row.name), None)
     return None if item is None or item.problems.rejected else item.spec
 
@@ -456,6 +457,14 @@ async def delete_one(context: Context, key: Key, kind: str, name: str) -> bool:
     return True
 
 
+def _empty(holder: Applied, known: Known) -> bool:
+    """True for a service that is to serve TrainedModels alone, and has none."""
+    predictor = (json.loads(holder.document).get("spec") or {}).get("predictor") or {}
+    own = {"model", "containers", "custom", *FRAMEWORKS} & set(predictor)
+    specs = [json.loads(one.document).get("spec") or {} for one in known.applied if one.kind == "TrainedModel"]
+    return not own and all(one.get("inferenceService") != holder.name for one in specs)
+
+
 async def _unload(context: Context, key: Key, row: Applied) -> None:
     """Have the server of a model that is gone run without it."""
     service = (json.loads(row.document).get("spec") or {}).get("inferenceService")
@@ -466,6 +475,9 @@ async def _unload(context: Context, key: Key, row: Applied) -> None:
     spec = stored_spec(holder, known)
     if spec is not None and spec.model is not None and (spec.model.storage or spec.model.models):
         await put_spec(context, key, fingerprinted(spec))
+    elif spec is None and not _empty(holder, known):
+        # Something that it names is gone: it stays as it is until it is applied again.
+        log.warning("manifest=%s/%s cannot be read; model=%s stays loaded", holder.kind, holder.name, row.name)
     elif holder.native:
         await remove_endpoint(context, key, holder.native[0])
         await context.store.write(lambda write: write.put_applied(replace(holder, native=())))

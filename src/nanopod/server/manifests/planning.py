@@ -109,6 +109,8 @@ class Known:
     """Workers that an object may be scaled to at most; 0: no limit."""
     memory_max: int = 0
     """Bytes of memory of the largest node; 0: there is none."""
+    again: bool = False
+    """The input is what is stored already: limits that came later do not reject it."""
 
 
 @dataclass(slots=True)
@@ -158,7 +160,9 @@ def plan(files: Iterable[tuple[str, str]], known: Known, *, strict: bool = False
                 secrets = refs_of(item.made.keys, item.made.whole)
                 scale = spec.scale
                 if spec.kind != "graph":
-                    scale = within(scale, item.document.data, item.problems, known.max_scale_limit)
+                    # One that is stored is brought below a limit that came later; nobody is there to be told.
+                    told = item.problems if item.marked and not known.again else Problems(item.document)
+                    scale = within(scale, item.document.data, told, known.max_scale_limit)
                 image = replace(spec.image, secrets=secrets)
                 item.made = replace(item.made, spec=replace(spec, image=image, scale=scale))
             if isinstance(item.made, Trained):
@@ -321,8 +325,9 @@ def _check_memory(item: Item, items: Sequence[Item], known: Known) -> None:
     asked = int(spec.image.query.get("cpu_ram", {}).get("gte", 0)) * MEBI
     text = too_large(item.name, spec.model.models, asked, known.memory_max)
     mine = [one for one in items if isinstance(one.made, Trained) and one.made.service == item.name]
-    for one in (mine or [item]) if text else ():
-        one.problems.error("spec.model.memory" if mine else "spec.predictor", text)
+    if text and (mine or item.marked) and not known.again:
+        for one in mine or [item]:
+            one.problems.error("spec.model.memory" if mine else "spec.predictor", text)
 
 
 def _check_revisions(item: Item, spec: EndpointSpec, known: Known) -> None:

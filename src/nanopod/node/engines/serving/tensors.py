@@ -149,6 +149,11 @@ def _from_json(name: str, datatype: str, data: Any, shape: list[int], count: int
     found = found.reshape(-1)
     if not found.size:
         return np.empty(0, np.dtype(DTYPES[datatype]))
+    if datatype == "UINT64" and found.dtype.kind == "f":
+        # NumPy takes small and large whole numbers together for floats, which have not enough digits for them.
+        whole = np.asarray(data, dtype=object).reshape(-1)
+        if all(type(value) is int and 0 <= value < 1 << 64 for value in whole):
+            return whole.astype(np.uint64)
     if found.dtype.kind not in {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[np.dtype(DTYPES[datatype]).kind]:
         raise Refused(400, f"input {name}: its data is not of datatype {datatype}")
     dtype = np.dtype(DTYPES[datatype])

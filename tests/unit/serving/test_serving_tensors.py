@@ -196,3 +196,12 @@ def test_a_length_of_the_head_that_is_none(length: str) -> None:
     with pytest.raises(Refused, match="must be a number") as refused:
         v2.parse(b"{}", {v2.HEADER_LENGTH: length})
     assert len(str(refused.value)) < 200
+
+
+def test_large_whole_numbers_are_exact() -> None:
+    data = [0, 2**63, 2**64 - 1, 2**53 + 1]
+    given_ = {"name": "x", "shape": [2, 2], "datatype": "UINT64", "data": data}
+    assert taken(given_, None).array.reshape(-1).tolist() == data
+    for wrong in ([0, 2**64, 0, 0], [-1, 2**63, 0, 0], [0.5, 2**63, 0, 0]):
+        with pytest.raises(Refused):
+            taken({**given_, "data": wrong}, None)

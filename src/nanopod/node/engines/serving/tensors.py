@@ -154,6 +154,13 @@ def _from_json(name: str, datatype: str, data: Any, shape: list[int], count: int
         whole = np.asarray(data, dtype=object).reshape(-1)
         if all(type(value) is int and 0 <= value < 1 << 64 for value in whole):
             return whole.astype(np.uint64)
+    if datatype == "UINT64" and found.dtype.kind in "fO":
+        # NumPy takes lists with values on both sides of 2**63 for floats.
+        whole = np.asarray(data, dtype=object).reshape(-1)
+        if all(type(value) is int for value in whole):
+            if min(whole) < 0 or max(whole) >= 1 << 64:
+                raise Refused(400, f"input {name}: a value is outside of {datatype} (0 to {(1 << 64) - 1})")
+            return whole.astype(np.uint64)
     if found.dtype.kind not in {"b": "b", "u": "iu", "i": "iu", "f": "iuf"}[np.dtype(DTYPES[datatype]).kind]:
         raise Refused(400, f"input {name}: its data is not of datatype {datatype}")
     dtype = np.dtype(DTYPES[datatype])

@@ -12,7 +12,7 @@ import msgspec
 from nanopod.model.chain import Deployment, Endpoint, Instance, Revision
 from nanopod.model.endpoint import EndpointSpec, Failure, RolloutSpec, Traffic
 from nanopod.model.errors import Invalid
-from nanopod.scheduler.rollout.decide import ALL, RolloutState, Seen, Verdict, decide
+from nanopod.scheduler.rollout.decide import ALL, RolloutState, Seen, Verdict, decide, share
 from nanopod.scheduler.rollout.traffic import TAG_LATEST, Known, Share, needed, of_rollout, of_traffic
 
 log = logging.getLogger(__name__)
@@ -67,10 +67,9 @@ def begun(
     `from_percent` 100: it has all calls already, and keeps them until the stable one is ready to take them back.
     """
     goal = goal_of(rollout)
-    state = RolloutState(
-        "canary", revision_id, reason="the canary has no ready worker yet", from_percent=from_percent,
-        percent=from_percent if from_percent else -1,
-    )  # fmt: skip
+    state = RolloutState("canary", revision_id, reason="the canary has no ready worker yet", from_percent=from_percent)
+    # Known from the first moment: one that takes over gradually is never shown, or given, its goal before the first look.
+    state = replace(state, percent=share(rollout, state, ALL if goal is None else goal, None, 0.0)[0])
     return {
         "stable_revision_id": stable_revision_id,
         "canary_percent": ALL if goal is None else goal,

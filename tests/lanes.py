@@ -19,8 +19,8 @@ from typing import IO, Final
 TESTS: Final = Path(__file__).parent
 LONGEST_FIRST: Final = (
     "e2e", "unit", "integration/clients", "integration/gateway", "integration/node", "integration/server",
-    "integration/scaling", "integration/serving", "integration/market", "conformance", "integration/manifests",
-    "properties", "integration/rollout", "integration/vast", "integration/client", "integration/devloop",
+    "integration/serving", "integration/market", "conformance", "properties", "integration/manifests",
+    "integration/vast", "integration/rollout", "integration/scaling", "integration/client", "integration/devloop",
 )  # fmt: skip
 NOTHING_COLLECTED: Final = 5
 STOP_S_MAX: Final = 60.0

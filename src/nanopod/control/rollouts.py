@@ -68,7 +68,7 @@ def begun(
     """
     goal = goal_of(rollout)
     state = RolloutState("canary", revision_id, reason="the canary has no ready worker yet", from_percent=from_percent)
-    # Known from the first moment: one that takes over gradually is never shown, or given, its goal before the first look.
+    # From the first moment on: one that takes over gradually must not have its goal until somebody looks at it.
     state = replace(state, percent=share(rollout, state, ALL if goal is None else goal, None, 0.0)[0])
     return {
         "stable_revision_id": stable_revision_id,
@@ -213,10 +213,10 @@ def traffic_of(endpoint: Endpoint, serving: str, shares: Sequence[Share]) -> tup
     `serving` is the revision that the deployment runs.
     """
     rows: list[Traffic] = []
-    for share in shares:
-        tags = share.tags or ("",)
-        rows.append(Traffic(share.revision_id, share.percent, tags[0]))
-        rows += [Traffic(share.revision_id, 0, tag) for tag in tags[1:]]
+    for one in shares:
+        tags = one.tags or ("",)
+        rows.append(Traffic(one.revision_id, one.percent, tags[0]))
+        rows += [Traffic(one.revision_id, 0, tag) for tag in tags[1:]]
     if not shares and endpoint.rollout.tag_routing:
         rows.append(Traffic(serving, ALL, TAG_LATEST))
     return tuple(rows)

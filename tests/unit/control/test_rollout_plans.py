@@ -276,3 +276,20 @@ def test_who_counts_as_ready() -> None:
     assert count(canary_percent=0) == 1, "pinned: the earlier one serves"
     assert count(stable_revision_id="", traffic=(Traffic("r1", 100),)) == 1
     assert count(stable_revision_id="", traffic=(Traffic("r1", 50), Traffic("", 50))) == 0
+
+
+@pytest.mark.parametrize(
+    ("rollout", "percent"),
+    [
+        (RolloutSpec(duration_s=60), 1),
+        (RolloutSpec(duration_s=60, canary_percent=40), 1),
+        (RolloutSpec(canary_percent=40), 40),
+        (RolloutSpec(pinned=True), 0),
+        (RolloutSpec(), 100),
+    ],
+)
+def test_a_canary_has_its_first_share_from_the_first_moment(rollout: RolloutSpec, percent: int) -> None:
+    fresh = endpoint(revision_id="r2", rollout=rollout, **rollouts.begun("r1", "r2", rollout))
+    assert rollouts.percent_of(fresh) == percent
+    kept = endpoint(revision_id="r2", rollout=rollout, **rollouts.begun("r1", "r2", rollout, from_percent=100))
+    assert rollouts.percent_of(kept) == 100, "until the stable one is ready to take calls back"

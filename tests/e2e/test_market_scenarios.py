@@ -224,7 +224,7 @@ def test_a_limit_that_stays_too_low_interrupts_and_a_cheaper_hour_resumes(
     operator.advance(begin + HOUR)
     assert set(until(lambda: live("running"), "they run again")) == set(waiting)
     ann.call("DELETE", "/v1/deployments/d?cascade=true")
-    until(lambda: not live("running"), "they went with their deployment", 5)
+    until(lambda: not live("running"), "they went with their deployment")
 
 
 def test_a_reservation_warns_at_ten_and_five_minutes_and_a_renewal_clears(operator: Hand, ann: Hand, hour: int) -> None:

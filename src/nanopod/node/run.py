@@ -27,6 +27,7 @@ from nanopod.node.sessions import Sessions
 
 REPARENT_S_MAX: Final = 2.0
 KILL_AFTER_S: Final = 2.0
+STOPS: Final = (signal.SIGTERM, signal.SIGINT)
 """The worker has its grace and so much more, then it is killed."""
 FENCED_GRACE_S: Final = 3.0
 """A fenced worker ends faster: another one may be running in its place."""
@@ -89,10 +90,14 @@ class Shim:
     # --- the worker ---
 
     def start(self, status_fd: int) -> None:
-        """Fork and exec the worker; what it prints and its state come by pipes."""
+        """Fork and exec the worker; what it prints and its state come by pipes.
+
+        `STOPS` are to be blocked: a stop that comes before there is a worker to tell would reach nobody.
+        """
         shim = os.getpid()
         self.worker = os.fork()
         if self.worker:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             return
         try:
             procs.die_with_parent()
@@ -101,6 +106,7 @@ class Shim:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP):
                 signal.signal(number, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
             for place, writer in enumerate(self.capture.writers, 1):
                 os.dup2(writer, place)
             os.set_inheritable(status_fd, True)
@@ -352,6 +358,7 @@ def main(argv: list[str], become: Become | None = None) -> int:
         if number != signal.SIGCHLD:
             shim.stop(f"{signal.Signals(number).name} was sent to it")
 
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)
     signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, on_signal)

@@ -1,8 +1,4 @@
-"""A load generator that others wrote, against a whole cloud: every request is answered, and it can read every answer.
-
-Its package and torch are more than a gigabyte, so it is installed (once, in an environment of its own) only in
-continuous integration or when LOAD_GENERATORS is set.
-"""
+"""A load generator that others wrote, against a whole cloud: every request is answered, and every answer read."""
 
 from __future__ import annotations
 
@@ -14,24 +10,10 @@ from typing import Any
 
 import pytest
 from bench.cloud import Cloud
-from bench.peers import Unavailable, python_with
 
-VERSION = "0.8.1"
-TORCH = "2.13.0"
 RUN_S_MAX = 200
 REQUESTS = 40
 pytestmark = pytest.mark.timeout(700)
-WANTED = os.environ.get("CI") or os.environ.get("LOAD_GENERATORS")
-
-
-@pytest.fixture(scope="module")
-def guidellm() -> Path:
-    """The command, in an environment of its own."""
-    try:
-        python = python_with(f"guidellm-{VERSION}", (f"guidellm=={VERSION}", f"torch=={TORCH}"))
-    except Unavailable as error:
-        pytest.skip(str(error))
-    return python.with_name("guidellm")
 
 
 @pytest.fixture
@@ -63,8 +45,7 @@ def tokenizer(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.skipif(not WANTED, reason="set LOAD_GENERATORS=1 to install guidellm and torch for this")
-def test_guidellm_finishes_without_an_error(guidellm: Path, tokenizer: Path, tmp_path: Path) -> None:
+def test_guidellm_finishes_without_an_error(large: Path, tokenizer: Path, tmp_path: Path) -> None:
     with Cloud() as cloud:
         cloud.serve()
         cloud.wait_ready("nanopod-tiny")
@@ -72,7 +53,7 @@ def test_guidellm_finishes_without_an_error(guidellm: Path, tokenizer: Path, tmp
         report = tmp_path / "report.json"
         done = subprocess.run(
             [
-                str(guidellm), "run",
+                str(large.with_name("guidellm")), "run",
                 "--backend", json.dumps(backend),
                 "--profile", "kind=concurrent,streams=4",
                 "--constraint", f"kind=max_requests,count={REQUESTS}",
